@@ -1,0 +1,68 @@
+"""One exception tree. Every message says what, where, the likely cause and what to do next."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class SoftcacheError(Exception):
+    """Base of everything softcache raises on purpose. ``exit_code`` is the command line's status."""
+
+    exit_code = 1
+
+
+class SpecError(SoftcacheError):
+    """A spec string, flag or option that cannot be understood."""
+
+
+class SourceError(SoftcacheError):
+    """A source that is missing, empty, ambiguous or not recognised."""
+
+
+class UnreadableImage(SourceError):  # noqa: N818 - named for what it is, as NotBuilt is
+    """An image whose bytes cannot be decoded."""
+
+
+class TeacherError(SoftcacheError):
+    """A teacher that cannot be loaded, or whose output cannot be cached."""
+
+
+class CodecError(SoftcacheError):
+    """Values that a codec cannot hold within its bound."""
+
+
+class StoreError(SoftcacheError):
+    """Bytes that could not be put on, or taken from, the disk."""
+
+
+class NotBuilt(SoftcacheError):  # noqa: N818
+    """A row whose block has no receipt yet: the build has not reached it."""
+
+
+class InvalidRow(SoftcacheError):  # noqa: N818
+    """A row whose image could not be read when the cache was built with ``skip_corrupt``."""
+
+
+class DamageError(SoftcacheError):
+    """Bytes that are not what the manifest says they are."""
+
+    exit_code = 2
+
+
+class MismatchError(SoftcacheError):
+    """Two things that do not belong together: a cache and another recipe, source, teacher or codec."""
+
+    exit_code = 3
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """``" (did you mean 'x'?)"`` when a known word is close to ``word``, else the known words."""
+    names = sorted(known)
+    close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    if close:
+        return f" (did you mean {close[0]!r}?)"
+    if not names:
+        return ""
+    shown = ", ".join(names[:40]) + (", …" if len(names) > 40 else "")
+    return f" (known: {shown})"

@@ -1,0 +1,112 @@
+"""Spec strings, canonical JSON and digests.
+
+A spec is read left to right: ``crop(32, pad=4)|flip``, ``full(u8)``. It is parsed with :mod:`ast` and may
+hold literals only; a bare word as an argument (``u8``) is that word as a string.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from softcache.errors import SpecError, nearest
+
+T = TypeVar("T")
+
+MAX_SPEC = 4096
+
+
+@dataclass(frozen=True)
+class Call:
+    """One step of a spec: ``name(*args, **kwargs)``; ``kwargs`` as sorted pairs, so that it hashes."""
+
+    name: str
+    args: tuple[Any, ...] = ()
+    kwargs: tuple[tuple[str, Any], ...] = ()
+
+    def __str__(self) -> str:
+        parts = [_word(a) for a in self.args] + [f"{k}={_word(v)}" for k, v in self.kwargs]
+        return f"{self.name}({', '.join(parts)})" if parts else self.name
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, str) and value.isidentifier():
+        return value
+    if isinstance(value, tuple):
+        inner = ", ".join(_word(v) for v in value)
+        return f"({inner},)" if len(value) == 1 else f"({inner})"
+    return repr(value)
+
+
+def parse(text: str) -> tuple[Call, ...]:
+    """``"a(1)|b"`` → ``(Call("a", (1,)), Call("b"))``. Raises :class:`SpecError` on anything else."""
+    if len(text) > MAX_SPEC:
+        raise SpecError(f"spec of {len(text)} characters; the limit is {MAX_SPEC}")
+    try:
+        node = ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, ValueError, MemoryError, RecursionError) as e:
+        raise SpecError(f"cannot read the spec {text!r}: {e}") from None
+    steps: list[ast.expr] = []
+    while isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+        steps.append(node.right)
+        node = node.left
+    return tuple(_call(step, text) for step in [node, *reversed(steps)])
+
+
+def _call(node: ast.expr, text: str) -> Call:
+    if isinstance(node, ast.Name):
+        return Call(node.id)
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        kwargs = []
+        for keyword in node.keywords:
+            if keyword.arg is None:
+                raise SpecError(f"** is not allowed in the spec {text!r}")
+            kwargs.append((keyword.arg, _literal(keyword.value, text)))
+        return Call(node.func.id, tuple(_literal(a, text) for a in node.args), tuple(sorted(kwargs)))
+    piece = ast.unparse(node)
+    raise SpecError(f"{piece!r} in the spec {text!r} is not a word or a call like name(1, key=2)")
+
+
+def _literal(node: ast.expr, text: str) -> Any:
+    if isinstance(node, ast.Name):
+        return node.id
+    try:
+        value = ast.literal_eval(node)
+    except ValueError:
+        piece = ast.unparse(node)
+        raise SpecError(f"{piece!r} in the spec {text!r} is not a number, word or tuple") from None
+    return tuple(value) if isinstance(value, list) else value
+
+
+def unparse(calls: tuple[Call, ...]) -> str:
+    """The canonical text: ``parse(unparse(x)) == x``."""
+    return "|".join(map(str, calls))
+
+
+def construct(call: Call, known: Mapping[str, Callable[..., T]], kind: str) -> T:
+    """Make what ``call`` names from a table of classes, with errors that name the nearest known word."""
+    if call.name not in known:
+        raise SpecError(f"unknown {kind} {call.name!r}{nearest(call.name, known)}")
+    factory = known[call.name]
+    try:
+        inspect.signature(factory).bind(*call.args, **dict(call.kwargs))
+    except TypeError as e:
+        usage = f"{call.name}{inspect.signature(factory)}".split(" -> ")[0]
+        raise SpecError(f"{kind} {str(call)!r}: {e}; it is written {usage}") from None
+    return factory(*call.args, **dict(call.kwargs))
+
+
+def canonical_json(value: Any) -> bytes:
+    """The one encoding of ``value``: sorted keys, no spaces, no NaN, UTF-8, a final newline."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return text.encode() + b"\n"
+
+
+def digest(data: bytes | memoryview) -> str:
+    """``sha256`` in hex."""
+    return hashlib.sha256(data).hexdigest()
