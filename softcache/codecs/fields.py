@@ -1,0 +1,30 @@
+"""What a codec writes: named fields of fixed width, and the rounding that keeps their bounds true."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+Fields = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Field:
+    """One field of a row: ``dtype`` is a numpy name (``float16``, ``uint8``), little-endian on disk."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def half_up(x: np.ndarray) -> np.ndarray:
+    """The smallest float16 that is not below ``x`` (``x`` ≥ 0, at most 65504)."""
+    half = x.astype(np.float16)
+    return np.where(half.astype(x.dtype) < x, np.nextafter(half, np.float16(np.inf)), half)
+
+
+def half_down(x: np.ndarray) -> np.ndarray:
+    """The largest float16 that is not above ``x``."""
+    half = x.astype(np.float16)
+    return np.where(half.astype(x.dtype) > x, np.nextafter(half, np.float16(-np.inf)), half)
