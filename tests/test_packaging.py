@@ -1,4 +1,4 @@
-"""Two distributions, one version; commands that exist; pins that say a version and nothing of this machine."""
+"""One version for two distributions; commands that exist; pins of names and versions alone."""
 
 from __future__ import annotations
 
