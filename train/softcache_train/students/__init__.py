@@ -1,0 +1,47 @@
+"""Students: one family a file, each a function from the number of classes to a ``torch.nn.Module``.
+
+A student may carry ``input_spec`` (``size``, ``mean``, ``std``, ``color``); one that does not is
+fed as the cache's teacher was.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+from torch import nn
+
+from softcache.errors import SpecError, nearest
+from softcache_train.students.cifar_resnet import (
+    resnet8,
+    resnet20,
+    resnet32,
+    resnet44,
+    resnet56,
+)
+
+__all__ = ["make", "resnet8", "resnet20", "resnet32", "resnet44", "resnet56"]
+
+_STUDENTS = {f.__name__: f for f in (resnet8, resnet20, resnet32, resnet44, resnet56)}
+
+
+def make(name: str, num_classes: int) -> nn.Module:
+    """The student called ``name``, with freshly drawn weights (torch's global random stream).
+
+    ``name`` is one of the names listed here, or ``package.module:factory`` for your own: a callable
+    that takes ``num_classes`` and returns a module. Raises :class:`SpecError` for a name that leads
+    nowhere.
+    """
+    if ":" not in name:
+        if name not in _STUDENTS:
+            hint = nearest(name, _STUDENTS)
+            raise SpecError(f"unknown student {name!r}{hint}; your own is package.module:factory")
+        return _STUDENTS[name](num_classes=num_classes)
+    module_name, _, attribute = name.partition(":")
+    try:
+        factory = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError, ValueError) as e:
+        raise SpecError(f"cannot load the student {name!r}: {e}") from e
+    model = factory(num_classes=num_classes)
+    if not isinstance(model, nn.Module):
+        raise SpecError(f"the student {name!r} made a {type(model).__name__}, not a torch module")
+    return model
