@@ -1,0 +1,129 @@
+"""Recipe: how views are made. A pure function of (seed, sample id, view number, image size).
+
+A recipe is a spec read left to right: ``crop(32, pad=4)|flip``, ``resize(256)|center_crop(224)``.
+A new op is one frozen dataclass and one line in :data:`OPS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, ClassVar, Protocol
+
+from softcache import spec as specs
+from softcache.errors import SpecError
+from softcache.keyed import Draws, draws
+from softcache.recipe.canvas import Canvas, Size
+from softcache.recipe.crop import CenterCrop, Crop, RandomResizedCrop
+from softcache.recipe.flip import Flip
+from softcache.recipe.identity import Identity
+from softcache.recipe.render import VERSION as RENDER_VERSION
+from softcache.recipe.render import render
+from softcache.recipe.resize import Resize
+from softcache.recipe.view import MAX_PIXELS, View
+
+__all__ = ["OPS", "Recipe", "View", "render"]
+
+
+class Op(Protocol):
+    """A frozen dataclass whose fields are the options of a spec word, checked at construction."""
+
+    version: ClassVar[int]  # raised when the same options come to mean other views
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    def apply(self, canvas: Canvas, draws: Draws) -> Canvas:
+        """The canvas after this op; ``draws`` belongs to (seed, id, view, op)."""
+        ...
+
+    def size_after(self, size: Size | None) -> Size | None:
+        """The size of the canvas after this op, where it is the same for every image."""
+        ...
+
+
+OPS: Mapping[str, type[Op]] = {
+    "center_crop": CenterCrop,
+    "crop": Crop,
+    "flip": Flip,
+    "identity": Identity,
+    "random_resized_crop": RandomResizedCrop,
+    "resize": Resize,
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """``spec`` is made canonical (defaults are left out); ``seed`` keys every draw.
+
+    Raises :class:`SpecError` for a spec that cannot be understood.
+    """
+
+    spec: str
+    seed: int
+    _steps: tuple[tuple[str, Op], ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not self.spec.strip():
+            raise SpecError("the recipe is empty; 'identity' is the whole image")
+        calls = specs.parse(self.spec)
+        steps = tuple((call.name, specs.construct(call, OPS, "recipe op")) for call in calls)
+        object.__setattr__(self, "_steps", steps)
+        object.__setattr__(self, "spec", specs.unparse(tuple(_call(*step) for step in steps)))
+
+    @property
+    def size(self) -> Size | None:
+        """(height, width) that every view ends with, or None where it depends on the image."""
+        size = None
+        for _, op in self._steps:
+            size = op.size_after(size)
+        return size
+
+    def view(self, id: str, k: int, width: int, height: int) -> View:
+        """View number ``k`` of the sample ``id``, whose image is ``width`` × ``height`` pixels.
+
+        Raises :class:`SpecError` where an op cannot be done on an image of that size, or where a
+        number of the view does not fit 16 bits.
+        """
+        canvas = Canvas.whole(height, width)
+        for position, (name, op) in enumerate(self._steps):
+            try:
+                canvas = op.apply(canvas, draws(self.seed, id, k, position, name))
+            except SpecError as e:
+                raise SpecError(f"{self._on(id, width, height)}: {e}") from None
+        view = canvas.view(height, width)
+        if max(map(abs, view.pack())) > MAX_PIXELS:
+            raise SpecError(
+                f"{self._on(id, width, height)}: a view holds up to {MAX_PIXELS} pixels a side; "
+                "make the image or the crop smaller"
+            )
+        return view
+
+    def _on(self, id: str, width: int, height: int) -> str:
+        return f"recipe {self.spec!r} on {id!r}, an image of {width}x{height}"
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that changes views or their pixels, as JSON-able values."""
+        import PIL  # light: the version only
+
+        return {
+            "spec": self.spec,
+            "seed": self.seed,
+            "ops": {name: op.version for name, op in self._steps},
+            "render": {"version": RENDER_VERSION, "pillow": PIL.__version__},
+        }
+
+
+def _call(name: str, op: Op) -> specs.Call:
+    """The one way to write ``op``: required options in order, others by name if not default."""
+    values = [(f, _plain(getattr(op, f.name))) for f in fields(op)]
+    args = tuple(value for f, value in values if f.default is MISSING)
+    kwargs = tuple(
+        sorted((f.name, value) for f, value in values if f.default not in (MISSING, value))
+    )
+    return specs.Call(name, args, kwargs)
+
+
+def _plain(value: Any) -> Any:
+    """``1.0`` and ``1`` mean the same and are written the same."""
+    if isinstance(value, tuple):
+        return tuple(map(_plain, value))
+    return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -1,0 +1,30 @@
+"""Checks that the ops share."""
+
+from __future__ import annotations
+
+from softcache.errors import SpecError
+from softcache.recipe.canvas import Size
+
+
+def whole(op: str, name: str, value: object, least: int) -> int:
+    """``value`` if it is an integer of at least ``least``, else :class:`SpecError`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise SpecError(f"{op}: {name} must be a whole number of at least {least}, not {value!r}")
+    return value
+
+
+def height_width(op: str, size: object) -> Size:
+    """``size`` as (height, width); an int is a square. :class:`SpecError` for anything else."""
+    pair = size if isinstance(size, tuple) else (size, size)
+    if len(pair) != 2:
+        raise SpecError(f"{op}: size must be a number or (height, width), not {size!r}")
+    return whole(op, "size", pair[0], 1), whole(op, "size", pair[1], 1)
+
+
+def interval(op: str, name: str, value: object) -> tuple[float, float]:
+    """``value`` if it is a pair of numbers with 0 < low <= high < inf, else :class:`SpecError`."""
+    if isinstance(value, tuple) and len(value) == 2 and all(type(v) in (int, float) for v in value):
+        low, high = value
+        if 0 < low <= high < float("inf"):
+            return low, high
+    raise SpecError(f"{op}: {name} must be (low, high) with 0 < low <= high, not {value!r}")
