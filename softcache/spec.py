@@ -10,7 +10,7 @@ import ast
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -110,3 +110,8 @@ def canonical_json(value: Any) -> bytes:
 def digest(data: bytes | memoryview) -> str:
     """``sha256`` in hex."""
     return hashlib.sha256(data).hexdigest()
+
+
+def digest_ids(ids: Iterable[str]) -> str:
+    """sha256 over ids in order, each with its length in front, so that no two lists collide."""
+    return digest("".join(f"{len(id)}:{id}," for id in ids).encode())

@@ -1,0 +1,46 @@
+"""softcache: run the teacher once.
+
+``build`` runs a teacher over a source and writes what it said as a verified, compressed cache; ``open`` reads it,
+with the teacher nowhere on the machine. Names are loaded when they are first used: opening a cache needs no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Cache": "cache",
+    "Recipe": "recipe",
+    "Source": "source",
+    "View": "recipe",
+    "build": "builder",
+    "diff": "checker",
+    "open": "cache",
+    "pair": "canary",
+    "render": "recipe",
+    "verify": "checker",
+    "verify_live": "checker",
+}
+
+__all__ = [*_HOMES, "__version__"]
+
+if TYPE_CHECKING:
+    from softcache.builder import build
+    from softcache.cache import Cache, open
+    from softcache.canary import pair
+    from softcache.checker import diff, verify, verify_live
+    from softcache.recipe import Recipe, View, render
+    from softcache.source import Source
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'softcache' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"softcache.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,339 @@
+"""Open, check and read a cache. It knows nothing of teachers."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from softcache import manifest as m
+from softcache import spec
+from softcache.block import Block
+from softcache.errors import DamageError, InvalidRow, MismatchError, NotBuilt, SourceError, nearest
+from softcache.recipe import View
+from softcache.store import Store
+from softcache.targets import Target
+from softcache.zarrfile import Array, Sharded, map_plain
+
+SLAB_BYTES = 1 << 30  # views whose small fields are larger than this are gathered file by file
+_OPEN_FILES = 4096
+_THREADS = 2
+T = TypeVar("T")
+
+
+def open(path: str | Path) -> Cache:
+    """Open the cache in a folder; while it is being built, what is committed can be read.
+
+    Raises:
+        DamageError: there is no cache, or its manifest is not what was written.
+        MismatchError: it was written by a newer major version.
+    """
+    store = Store(path)
+    if store.exists(m.MANIFEST):
+        where = str(store.path(m.MANIFEST))
+        hint = f"delete it and run the same build-cache again: it is made anew from {store.root / 'receipts'}"
+        manifest = m.read(m.Manifest, store.get(m.MANIFEST, m.MAX_JSON), where, hint)
+        if manifest.digest != manifest.body_digest():
+            raise DamageError(f"{where} was edited: its digest does not match its content; {hint}")
+        return Cache(store, manifest.identity, manifest)
+    if store.exists(m.IDENTITY):
+        return Cache(store, read_identity(store), None)
+    what = "is empty" if store.root.is_dir() else "does not exist"
+    if store.root.is_dir() and any(store.root.iterdir()):
+        what = f"holds no {m.MANIFEST}"
+    raise DamageError(f"{store.root} is no cache: it {what}. Build one with build-cache … -o {store.root}")
+
+
+def read_identity(store: Store) -> m.Identity:
+    """The identity of a build that has begun."""
+    hint = "this build cannot be resumed: delete the folder and build again"
+    return m.read(m.Identity, store.get(m.IDENTITY, m.MAX_JSON), str(store.path(m.IDENTITY)), hint)
+
+
+class Cache:
+    """A manifest and its shards. Safe to use from threads, and after a fork.
+
+    Attributes:
+        samples: number of samples. views: views of each.
+        targets: name → :class:`~softcache.targets.Target`.
+        identity: what was built, as plain JSON values.
+        manifest: None while the build is unfinished.
+    """
+
+    def __init__(self, store: Store, identity: m.Identity, manifest: m.Manifest | None):
+        self.store, self.manifest, self._identity = store, manifest, identity
+        self.identity: dict[str, Any] = identity.model_dump(mode="json")
+        self.grid = identity.make_grid()
+        self.samples, self.views = self.grid.samples, self.grid.views
+        self.targets: dict[str, Target] = identity.make_targets()
+        self.arrays = {a.path: a for a in m.arrays(self.grid, self.targets)}
+        self._files: OrderedDict[tuple[str, int, int], Any] = OrderedDict()
+        self._slabs: dict[str, tuple[int, np.ndarray]] = {}
+        self._local = threading.local()
+        self._lock = threading.Lock()
+
+    @property
+    def path(self) -> Path:
+        return self.store.root
+
+    @property
+    def complete(self) -> bool:
+        return self.manifest is not None
+
+    @property
+    def digest(self) -> str:
+        """The cache's name: the sha256 of its manifest. :class:`NotBuilt` while there is none."""
+        if self.manifest is None:
+            raise NotBuilt(f"{self.path} is not finished: run the same build-cache command again")
+        return self.manifest.digest
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        classes = self._identity.source.classes
+        return None if classes is None else tuple(classes)
+
+    def __len__(self) -> int:
+        return self.samples
+
+    def __repr__(self) -> str:
+        state = self.manifest.digest[:12] if self.manifest else "unfinished"
+        return f"Cache({str(self.path)!r}, {self.samples} samples × {self.views} views, {', '.join(self.targets)}; {state})"
+
+    @cached_property
+    def ids(self) -> Sequence[str]:
+        """The samples' ids in source order."""
+        offsets, text = self.constant("ids/offsets"), self.constant("ids/bytes").tobytes()
+        try:
+            ids = tuple(text[a:b].decode() for a, b in zip(offsets[:-1], offsets[1:], strict=True))
+        except (UnicodeDecodeError, ValueError) as e:
+            raise DamageError(f"{self.path}/ids cannot be read: {e}") from None
+        if len(ids) != self.samples or spec.digest_ids(ids) != self._identity.source.ids:
+            raise DamageError(f"{self.path}/ids are not the ids of the manifest; restore the folder or rebuild")
+        return ids
+
+    @cached_property
+    def _index(self) -> dict[str, int]:
+        return {id: i for i, id in enumerate(self.ids)}
+
+    def index(self, id: str) -> int:
+        """The sample with this id. :class:`SourceError` when there is none."""
+        try:
+            return self._index[id]
+        except KeyError:
+            raise SourceError(f"the cache {self.path} has no id {id!r}{nearest(id, self._some_ids())}") from None
+
+    def _some_ids(self) -> Sequence[str]:
+        return self.ids if self.samples <= 10_000 else self.ids[:3]
+
+    @cached_property
+    def invalid(self) -> np.ndarray:
+        """Samples (int64, sorted) whose image could not be read: their rows hold nothing."""
+        if self.manifest is None:
+            raise NotBuilt(f"{self.path} is not finished: which images are unreadable is not known yet")
+        return np.array(self.manifest.invalid, np.int64)
+
+    def constant(self, path: str) -> np.ndarray:
+        """A constant array of the cache (``ids/offsets``, ``canary/pixels``), mapped."""
+        array = self._constant_array(path)
+        return map_plain(self.store.path(array.file()), array).reshape(array.shape)
+
+    def _constant_array(self, path: str) -> Array:
+        if self.manifest is not None:
+            if path not in self.manifest.constants:
+                raise DamageError(f"{self.path} has no constant {path!r}{nearest(path, self.manifest.constants)}")
+            return self.manifest.constants[path].array(path)
+        offsets = m.constant("ids/offsets", (self.samples + 1,), "int64")
+        if path == offsets.path:
+            return offsets
+        characters = self.constant(offsets.path)[-1]
+        return m.constant("ids/bytes", (int(characters),), "uint8")
+
+    # -- rows ------------------------------------------------------------------------------------------
+
+    def __getitem__(self, row: tuple[str, int]) -> Row:
+        """``cache[id, view]`` → the row's targets by name."""
+        id, view = row
+        sample = self.index(id)
+        self._check(view, np.array([sample]))
+        return Row(self, sample, view)
+
+    def read(self, view: int, samples: np.ndarray, names: Iterable[str] | None = None) -> dict[str, Any]:
+        """The decoded targets of some samples under one view.
+
+        Args:
+            view: ``0 … views-1``.
+            samples: int64 ``(n,)``, indices into :attr:`ids`, in any order.
+            names: which targets; all of them by default.
+
+        Returns:
+            name → :class:`~softcache.targets.Logits`, feature map or embedding, rows in the order of ``samples``.
+
+        Raises:
+            NotBuilt, InvalidRow, DamageError, IndexError.
+        """
+        samples = np.asarray(samples)
+        self._check(view, samples)
+        positions = self.grid.positions(samples)
+        return {name: self._target(name, view, positions, slab=True) for name in names or self.targets}
+
+    def read_views(self, view: int, samples: np.ndarray) -> list[View]:
+        """The realised views of some samples, as they were rendered for the teacher."""
+        samples = np.asarray(samples)
+        self._check(view, samples)
+        rows = self._gather(self.arrays["view/geometry"], view, self.grid.positions(samples), slab=True)
+        return [View.unpack(row) for row in rows.tolist()]
+
+    def _check(self, view: int, samples: np.ndarray) -> None:
+        if not 0 <= view < self.views:
+            raise IndexError(f"view {view} of {self.views}")
+        if samples.size and (samples.min() < 0 or samples.max() >= self.samples):
+            raise IndexError(f"sample out of range of {self.samples}")
+        bad = np.intersect1d(samples, self.invalid if self.complete else self._invalid_in(view, samples))
+        if bad.size:
+            raise InvalidRow(f"{self.ids[bad[0]]!r} has no targets: its image was unreadable when the cache was built")
+
+    def _invalid_in(self, view: int, samples: np.ndarray) -> list[int]:
+        """What the receipts of the touched blocks call invalid; :class:`NotBuilt` where there is none yet."""
+        blocks = np.unique(self.grid.positions(samples) // self.grid.block_rows)
+        return [i for b in blocks for i in self._built(self.grid.block(view, int(b))).invalid]
+
+    def _target(self, name: str, view: int, positions: np.ndarray, slab: bool) -> Any:
+        if name not in self.targets:
+            raise MismatchError(f"the cache {self.path} has no target {name!r}{nearest(name, self.targets)}")
+        target = self.targets[name]
+        paths = {f.name: self.arrays[f"targets/{name}/{f.name}"] for f in target.fields}
+        return target.decode({f: self._gather(a, view, positions, slab) for f, a in paths.items()})
+
+    def _gather(self, array: Array, view: int, positions: np.ndarray, slab: bool) -> np.ndarray:
+        if array.big:
+            return self._gather_big(array, view, positions)
+        if slab and self.complete and self.samples * array.row_bytes <= SLAB_BYTES:
+            return np.take(self._slab(array, view), positions, axis=0)
+        out = np.empty((len(positions), *array.row), array.dtype)
+        for index, here, rows in self._by_block(positions):
+            out[here] = self._plain(array, view, index)[rows]
+        return out
+
+    def _by_block(self, positions: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """(block index, places in ``positions``, rows inside the block) for each block touched."""
+        blocks, rows = np.divmod(positions, self.grid.block_rows)
+        order = np.argsort(blocks, kind="stable")
+        cuts = np.flatnonzero(np.diff(blocks[order])) + 1
+        for here in np.split(order, cuts):
+            if here.size:
+                yield int(blocks[here[0]]), here, rows[here]
+
+    def _slab(self, array: Array, view: int) -> np.ndarray:
+        """All rows of a view of a small field in one buffer; the last view asked for is kept."""
+        held = self._slabs.get(array.path)
+        if held is None or held[0] != view:
+            files = [self._plain(array, view, i) for i in range(self.grid.blocks_per_view)]
+            held = (view, np.concatenate(files)[: self.samples])
+            self._slabs[array.path] = held
+        return held[1]
+
+    def _gather_big(self, array: Array, view: int, positions: np.ndarray) -> np.ndarray:
+        """Decoded by threads into a buffer that is used again by the next read of this thread."""
+        buffers = self._local.__dict__.setdefault("buffers", {})
+        out = buffers.get(array.path)
+        if out is None or len(out) < len(positions):
+            out = buffers[array.path] = np.empty((len(positions), *array.row), array.dtype)
+        out = out[: len(positions)]
+        jobs = []
+        for index, here, rows in self._by_block(positions):
+            shard = self._file(array, view, index, Sharded)
+            jobs += [(shard, int(r), out[h]) for h, r in zip(here, rows, strict=True)]
+        if len(jobs) * array.row_bytes < 1 << 20:  # handing over costs more than decoding a little
+            _decode(jobs)
+        else:
+            parts = [jobs[i::_THREADS] for i in range(_THREADS)]
+            for done in [self._pool.submit(_decode, part) for part in parts]:
+                done.result()
+        return out
+
+    @property
+    def _pool(self) -> ThreadPoolExecutor:
+        # Threads do not survive a fork: a pool belongs to the process that made it.
+        with self._lock:
+            if getattr(self, "_pool_of", None) != os.getpid():
+                self._pool_of, self._executor = os.getpid(), ThreadPoolExecutor(_THREADS)
+            return self._executor
+
+    # -- files -----------------------------------------------------------------------------------------
+
+    def _plain(self, array: Array, view: int, index: int) -> np.ndarray:
+        return self._file(array, view, index, map_plain)
+
+    def _file(self, array: Array, view: int, index: int, opener: Any) -> Any:
+        key = (array.path, view, index)
+        found = self._files.get(key)
+        if found is None:
+            if not self.complete:
+                self._built(self.grid.block(view, index))
+            found = opener(self.store.path(array.file(view, index)), array)
+            with self._lock:
+                self._files[key] = found
+                if len(self._files) > _OPEN_FILES:
+                    self._files.popitem(last=False)
+        return found
+
+    def _built(self, block: Block) -> m.Receipt:
+        if not self.store.exists(m.Receipt.path(block)):
+            raise NotBuilt(f"view {block.view}, block {block.index} of {self.path} is not built yet: finish the build")
+        return load_receipt(self.store, self._identity, block)[0]
+
+    @cached_property
+    def table(self) -> np.ndarray:
+        """Digest and size of every file: ``(blocks, arrays + 1)`` of :data:`softcache.manifest.ENTRY`."""
+        if self.manifest is None:
+            raise NotBuilt(f"{self.path} is not finished: it has no table of files yet")
+        data = self.store.get(m.TABLE, self.manifest.files.bytes)
+        if spec.digest(data) != self.manifest.files.sha256:
+            raise DamageError(f"{self.store.path(m.TABLE)} is not the table the manifest names")
+        return m.unpack_table(data, self.grid.blocks_per_view * self.views, len(self.arrays))
+
+
+class Row(Mapping[str, Any]):
+    """The targets of one (sample, view), decoded when asked for."""
+
+    def __init__(self, cache: Cache, sample: int, view: int):
+        self._cache, self.sample, self.view_number = cache, sample, view
+
+    @property
+    def view(self) -> View:
+        """The realised view."""
+        return self._cache.read_views(self.view_number, np.array([self.sample]))[0]
+
+    def __getitem__(self, name: str) -> Any:
+        position = self._cache.grid.positions(np.array([self.sample]))
+        batch = self._cache._target(name, self.view_number, position, slab=False)
+        return type(batch)(batch.values[0])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._cache.targets)
+
+    def __len__(self) -> int:
+        return len(self._cache.targets)
+
+
+def load_receipt(store: Store, identity: m.Identity, block: Block) -> tuple[m.Receipt, bytes]:
+    """A block's receipt and its bytes, checked to belong to this identity."""
+    name = m.Receipt.path(block)
+    raw = store.get(name, m.MAX_JSON)
+    receipt = m.read(m.Receipt, raw, str(store.path(name)), "delete it and build again: its block is made anew")
+    if receipt.identity != identity.digest or receipt.block != (block.view, block.index):
+        raise MismatchError(f"{store.path(name)} belongs to another build; delete it and build again")
+    return receipt, raw
+
+
+def _decode(jobs: list[tuple[Sharded, int, np.ndarray]]) -> None:
+    for shard, row, out in jobs:
+        shard.read(row, out)

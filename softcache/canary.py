@@ -1,0 +1,121 @@
+"""Is this the source the cache was built from? Ids, class names, and rendered pixels are compared.
+
+A cache keeps the pixels of a few of its views (the canaries). Rendering them again with this machine's decoder
+and resampler, from this copy of the images, must give the same bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from softcache.cache import Cache
+from softcache.errors import MismatchError, UnreadableImage
+from softcache.keyed import draws
+from softcache.recipe import OPS, RENDER_VERSION, View, render
+from softcache.source import Source
+
+COUNT = 8
+TOLERANCE = 1.0  # mean absolute difference, in levels of 0…255, that is reported and still allowed
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """How a source answers to a cache.
+
+    Attributes:
+        index: int64 ``(samples,)``: where each of the cache's samples is in the source.
+        classes: int64: the cache's class for each of the source's, by name; None when either has no names.
+        message: one line for a person: what was compared, and how large the pixels' difference is.
+    """
+
+    index: np.ndarray
+    classes: np.ndarray | None
+    message: str
+
+
+def choose(samples: int, views: int, invalid: list[int], seed: int) -> list[tuple[int, int]]:
+    """The (sample, view) rows that become canaries: up to eight, none of them invalid."""
+    draw, refused, chosen = draws("canary", seed), set(invalid), []
+    if len(refused) == samples:
+        return []
+    while len(chosen) < min(COUNT, (samples - len(refused)) * views):
+        row = draw.integer(samples), draw.integer(views)
+        if row[0] not in refused and row not in chosen:
+            chosen.append(row)
+    return chosen
+
+
+def pair(cache: Cache, source: Source, tolerance: float = TOLERANCE) -> Pairing:
+    """Match a source to a cache by id, its classes by name, and check the canaries.
+
+    Raises:
+        MismatchError: an id is missing, a class has no counterpart, the recipe's operations are of another
+            version, or the pixels differ by more than ``tolerance`` levels on average.
+    """
+    _check_versions(cache)
+    index = _index(cache, source)
+    classes, mapped = _classes(cache.classes, source.classes)
+    worst = _worst(cache, source, index)
+    if worst > tolerance:
+        raise MismatchError(
+            f"the pixels of {source.describe()} are not those the cache {cache.path} was built on: they differ by "
+            f"{worst:.1f} levels on average (at most {tolerance:g} is allowed). Are these the same images, and not "
+            "resized or compressed again?"
+        )
+    pixels = "pixels equal" if worst == 0 else f"pixels differ by {worst:.3f} levels (allowed: {tolerance:g})"
+    return Pairing(index, classes, f"{cache.samples:,} ids found, {mapped}, {pixels} on {COUNT} views or fewer")
+
+
+def _check_versions(cache: Cache) -> None:
+    recipe = cache.identity["recipe"]
+    ours = {name: op.version for name, op in OPS.items()} | {"render": RENDER_VERSION}
+    theirs = recipe["ops"] | {"render": recipe["render"]["version"]}
+    for name, version in theirs.items():
+        if ours.get(name) != version:
+            raise MismatchError(
+                f"the cache {cache.path} was made with version {version} of {name!r}, and this softcache has "
+                f"{ours.get(name, 'none')}: its views would not be the same pixels. Install the softcache that made it"
+            )
+
+
+def _index(cache: Cache, source: Source) -> np.ndarray:
+    if source.ids_digest == cache.identity["source"]["ids"]:
+        return np.arange(cache.samples)
+    places = {id: i for i, id in enumerate(source.ids)}
+    missing = [id for id in cache.ids if id not in places]
+    if missing:
+        split = cache.identity["source"]["split"]
+        raise MismatchError(
+            f"{len(missing):,} of the cache's {cache.samples:,} ids are not in {source.describe()}, for example "
+            f"{missing[0]!r}. The cache was built from " + (f"the split {split!r}" if split else "another folder")
+        )
+    return np.array([places[id] for id in cache.ids], np.int64)
+
+
+def _classes(ours: tuple[str, ...] | None, theirs: tuple[str, ...] | None) -> tuple[np.ndarray | None, str]:
+    if ours is None or theirs is None:
+        return None, "no class names to compare"
+    if ours == theirs:
+        return np.arange(len(ours)), f"{len(ours)} classes in the same order"
+    unknown = [c for c in theirs if c not in ours]
+    if unknown:
+        raise MismatchError(f"the source's class {unknown[0]!r} is not one of the cache's: {', '.join(ours[:20])}")
+    table = ", ".join(f"{c} {i}→{ours.index(c)}" for i, c in enumerate(theirs) if ours.index(c) != i)
+    return np.array([ours.index(c) for c in theirs]), f"classes matched by name: {table}"
+
+
+def _worst(cache: Cache, source: Source, index: np.ndarray) -> float:
+    """The largest mean absolute difference of a canary, in levels."""
+    size = tuple(cache.identity["teacher"]["input_spec"]["size"])
+    pixels = cache.constant("canary/pixels")
+    geometry = cache.constant("canary/geometry").tolist()
+    worst = 0.0
+    for sample, row, kept in zip(cache.constant("canary/sample").tolist(), geometry, pixels, strict=True):
+        try:
+            seen = render(source.image(int(index[sample])), View.unpack(row), size)
+        except UnreadableImage as e:
+            raise MismatchError(f"a canary of the cache {cache.path} cannot be rendered: {e}") from e
+        worst = max(worst, float(np.abs(seen.astype(np.int16) - kept).mean()))
+    return worst

@@ -1,0 +1,250 @@
+"""The identity of a cache, its receipts, and the manifest that commits them.
+
+Written in this order: ``receipts/identity.json`` and the ids, then per block its shards and its receipt, then the
+canaries, ``files.bin`` and at last ``softcache.json``: the only commit point. Read in the opposite order.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Annotated, Any, Literal, TypeVar
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from softcache import spec
+from softcache.block import Block, Grid
+from softcache.errors import DamageError, MismatchError
+from softcache.targets import NAME, Target
+from softcache.zarrfile import Array
+
+MANIFEST, TABLE, IDENTITY = "softcache.json", "files.bin", "receipts/identity.json"
+VERSION = (1, 0)
+MAX_JSON = 64 << 20
+VIEW_FIELDS = 7
+ENTRY = np.dtype([("sha256", "V32"), ("bytes", "<u8")])
+
+Sha = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Count = Annotated[int, Field(ge=0, le=1 << 48)]
+Model = TypeVar("Model", bound="_Model")
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    def to_bytes(self) -> bytes:
+        return spec.canonical_json(self.model_dump(mode="json"))
+
+
+class SourceId(_Model):
+    """Which samples, in which order, with which content and class names."""
+
+    layout: str
+    split: str | None
+    ids: Sha
+    content: Sha
+    classes: list[str] | None
+    decoder: dict[str, str]
+
+
+class RecipeId(_Model):
+    """How views were drawn and rendered."""
+
+    spec: str
+    seed: int
+    ops: dict[str, int]
+    render: dict[str, int | str]
+
+
+class InputSpec(_Model):
+    """What a network wants to see: ``(RGB / 255 - mean) / std`` at ``size`` (height, width), channels in ``color`` order."""
+
+    size: tuple[int, int]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    color: Literal["RGB", "BGR"] = "RGB"
+
+
+class TeacherId(_Model):
+    """Who spoke. ``weights`` is a digest of names, types, shapes and values; None where there are none to hash."""
+
+    name: str
+    weights: Sha | None
+    weights_format: str | None
+    input_spec: InputSpec
+    precision: str
+    processor: str
+    batch: Annotated[int, Field(ge=1)]
+
+
+class TargetId(_Model):
+    """See :meth:`softcache.targets.Target.identity`."""
+
+    kind: str
+    law: str
+    shape: list[Annotated[int, Field(ge=1, le=1 << 24)]]
+    codec: str
+    codec_version: int
+
+
+class GridId(_Model):
+    """See :class:`softcache.block.Grid`."""
+
+    samples: Annotated[int, Field(ge=1, le=1 << 40)]
+    views: Annotated[int, Field(ge=1, le=1 << 20)]
+    block_rows: Annotated[int, Field(ge=1, le=1 << 24)]
+    permutation: Literal["feistel-6"]
+    key: int
+
+
+class Identity(_Model):
+    """Everything that changes a cache's values, and nothing else."""
+
+    version: tuple[int, int]
+    source: SourceId
+    recipe: RecipeId
+    teacher: TeacherId
+    targets: dict[str, TargetId]
+    grid: GridId
+    libraries: dict[str, str]
+
+    @cached_property
+    def digest(self) -> str:
+        return spec.digest(self.to_bytes())
+
+    def make_grid(self) -> Grid:
+        g = self.grid
+        return Grid(g.samples, g.views, g.block_rows, g.key)
+
+    def make_targets(self) -> dict[str, Target]:
+        for name in self.targets:
+            if not NAME.fullmatch(name):
+                raise DamageError(f"the manifest names a target {name!r}, which is no target name")
+        return {n: Target.from_identity(n, t.model_dump()) for n, t in sorted(self.targets.items())}
+
+
+def arrays(grid: Grid, targets: dict[str, Target]) -> list[Array]:
+    """The arrays cut into blocks, in canonical (path) order: one a field, and the views' geometry."""
+    found = [_block_array("view/geometry", "int16", (VIEW_FIELDS,), ("parameter",), grid)]
+    for target in targets.values():
+        for field in target.fields:
+            axes = tuple(f"axis_{i}" for i in range(len(field.shape)))
+            path = f"targets/{target.name}/{field.name}"
+            found.append(_block_array(path, field.dtype, field.shape, axes, grid))
+    return sorted(found, key=lambda a: a.path)
+
+
+def _block_array(path: str, dtype: str, row: tuple[int, ...], axes: tuple[str, ...], grid: Grid) -> Array:
+    shape = (grid.views, grid.samples, *row)
+    return Array(path, dtype, shape, (1, grid.block_rows, *row), ("view", "sample", *axes))
+
+
+def constant(path: str, shape: tuple[int, ...], dtype: str) -> Array:
+    """The array of a constant: one plain file."""
+    return Array(path, dtype, shape, shape, tuple(f"axis_{i}" for i in range(len(shape))), lead=1)
+
+
+class Entry(_Model):
+    """A file's digest and size."""
+
+    sha256: Sha
+    bytes: Count
+
+
+class Constant(Entry):
+    """A constant array's file, and what is needed to read it."""
+
+    dtype: str
+    shape: list[Count]
+
+    def array(self, path: str) -> Array:
+        return constant(path, tuple(self.shape), self.dtype)
+
+
+class Receipt(_Model):
+    """A block is whole: its files, what was invalid, and what was measured on it.
+
+    ``files`` follow the canonical order of :func:`arrays`. ``fidelity`` holds sums over ``measured`` rows.
+    """
+
+    block: tuple[int, int]
+    identity: Sha
+    rows: Count
+    files: list[Entry]
+    invalid: list[int]
+    labelled: Count
+    correct: Count
+    measured: Count
+    fidelity: dict[str, dict[str, float]]
+
+    @staticmethod
+    def path(block: Block) -> str:
+        return f"receipts/{block.name}.json"
+
+
+class Manifest(_Model):
+    """``softcache.json``. ``digest`` is the sha256 of the rest: the cache's name."""
+
+    format: Literal["softcache"]
+    identity: Identity
+    constants: dict[str, Constant]
+    identity_file: Entry
+    files: Entry
+    invalid: list[int]
+    report: dict[str, Any]
+    digest: str = ""
+
+    def body_digest(self) -> str:
+        return spec.digest(spec.canonical_json(self.model_dump(mode="json", exclude={"digest"})))
+
+    def signed(self) -> Manifest:
+        return self.model_copy(update={"digest": self.body_digest()})
+
+
+def read(model: type[Model], data: bytes, where: str, hint: str) -> Model:
+    """Parse and validate. :class:`DamageError` naming ``where``, or :class:`MismatchError` for a newer format."""
+    try:
+        _refuse_newer(data, where)
+        return model.model_validate_json(data)
+    except (ValidationError, ValueError, RecursionError) as e:
+        first = e.errors()[0] if isinstance(e, ValidationError) else None
+        why = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first else str(e)
+        raise DamageError(f"{where} is half-written or was edited ({why}); {hint}") from None
+
+
+def _refuse_newer(data: bytes, where: str) -> None:
+    import json
+
+    value = json.loads(data)
+    identity = value.get("identity", value) if isinstance(value, dict) else None
+    version = identity.get("version") if isinstance(identity, dict) else None
+    if isinstance(version, list) and version and isinstance(version[0], int) and version[0] > VERSION[0]:
+        raise MismatchError(
+            f"{where} has format version {version[0]}; this softcache reads up to version {VERSION[0]}: upgrade softcache"
+        )
+
+
+def differences(a: Any, b: Any, path: str = "") -> list[tuple[str, Any, Any]]:
+    """Where two JSON-like values differ: (dotted path, in a, in b)."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        found = []
+        for key in sorted(a.keys() | b.keys()):
+            found += differences(a.get(key), b.get(key), f"{path}.{key}" if path else str(key))
+        return found
+    return [] if a == b else [(path, a, b)]
+
+
+def pack_table(receipts: list[tuple[Receipt, bytes]]) -> bytes:
+    """``files.bin``: for each block in canonical order its files' entries, then its receipt's own."""
+    rows = []
+    for receipt, raw in receipts:
+        rows += [(bytes.fromhex(e.sha256), e.bytes) for e in receipt.files]
+        rows.append((bytes.fromhex(spec.digest(raw)), len(raw)))
+    return np.array(rows, ENTRY).tobytes()
+
+
+def unpack_table(data: bytes, blocks: int, files: int) -> np.ndarray:
+    """``(blocks, files + 1)`` of :data:`ENTRY`; the last column is the receipts'."""
+    if len(data) != blocks * (files + 1) * ENTRY.itemsize:
+        raise DamageError(f"{TABLE} has {len(data):,} bytes and should have {blocks * (files + 1) * ENTRY.itemsize:,}")
+    return np.frombuffer(data, ENTRY).reshape(blocks, files + 1)

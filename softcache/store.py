@@ -1,0 +1,161 @@
+"""Bytes put safely in a folder.
+
+A file is written once, whole, by one writer: temporary file → fsync → rename → fsync of the folder. After
+:meth:`Store.put` returns, the file survives a crash of the process and of the machine. The temporary name is a
+function of the final one: writers of the same file exclude each other by :meth:`Store.claim`, and what a killed
+writer left behind is overwritten by the next.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from softcache.errors import DamageError, StoreError
+
+TEMPORARY = ".tmp"
+CLAIMS = ".claims"
+
+
+class Disk:
+    """The operations of a disk that matter to safety; :mod:`softcache.testing` makes them fail one by one."""
+
+    def make_folder(self, path: Path) -> None:
+        path.mkdir()
+
+    def write_file(self, path: Path, data: bytes | memoryview) -> None:
+        """Write the whole file and make its content durable."""
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o644)
+        try:
+            self.write(fd, path, data)
+            self.sync_file(fd, path)
+        finally:
+            os.close(fd)
+
+    def write(self, fd: int, path: Path, data: bytes | memoryview) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view) :]
+
+    def sync_file(self, fd: int, path: Path) -> None:
+        os.fsync(fd)
+
+    def rename(self, source: Path, target: Path) -> None:
+        source.rename(target)
+
+    def sync_folder(self, path: Path) -> None:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+class Store:
+    """A folder of files named by POSIX paths relative to ``root``."""
+
+    def __init__(self, root: str | Path, disk: Disk | None = None):
+        self.root = Path(root)
+        self.disk = disk or Disk()
+
+    def path(self, name: str) -> Path:
+        """Where ``name`` lies. Raises :class:`DamageError` on a name that leaves the root."""
+        parts = PurePosixPath(name).parts
+        if not parts or name.startswith("/") or ".." in parts:
+            raise DamageError(f"{name!r} is not a name inside {self.root}")
+        return self.root.joinpath(*parts)
+
+    def put(self, name: str, data: bytes | memoryview) -> None:
+        """Write ``name`` whole and durably, or raise :class:`StoreError` and leave what was there."""
+        path = self.path(name)
+        temporary = path.with_name(path.name + TEMPORARY)
+        try:
+            self.make_folders(path.parent)
+            self.disk.write_file(temporary, data)
+            self.disk.rename(temporary, path)
+            self.disk.sync_folder(path.parent)
+        except OSError as e:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise _explain(e, path, len(data)) from e
+
+    def make_folders(self, path: Path) -> None:
+        """Make ``path`` and its missing parents, each durable before anything is put into it."""
+        if path.is_dir():
+            return
+        if path != path.parent:
+            self.make_folders(path.parent)
+        with contextlib.suppress(FileExistsError):
+            self.disk.make_folder(path)
+        self.disk.sync_folder(path.parent)
+
+    def get(self, name: str, limit: int | None = None) -> bytes:
+        """The whole file. :class:`DamageError` when it is absent, a link, or longer than ``limit`` bytes."""
+        path = self.path(name)
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            raise DamageError(f"{path} is missing") from None
+        except OSError as e:
+            raise DamageError(f"{path} cannot be opened: {e.strerror}") from e
+        with os.fdopen(fd, "rb") as file:
+            size = os.fstat(fd).st_size
+            if limit is not None and size > limit:
+                raise DamageError(f"{path} has {size:,} bytes; at most {limit:,} are read from such a file")
+            return file.read()
+
+    def size(self, name: str) -> int | None:
+        """Bytes of the file, or None where there is no regular file."""
+        path = self.path(name)
+        return path.stat().st_size if path.is_file() and not path.is_symlink() else None
+
+    def exists(self, name: str) -> bool:
+        return self.size(name) is not None
+
+    def names(self) -> list[str]:
+        """Every file below the root, sorted, but those of running builders (claims, temporary files)."""
+        found = []
+        for folder, _, files in os.walk(self.root):
+            here = Path(folder).relative_to(self.root)
+            if here.parts[:1] != (CLAIMS,):
+                found += [(here / f).as_posix() for f in files if not f.endswith(TEMPORARY)]
+        return sorted(found)
+
+    @contextlib.contextmanager
+    def claim(self, name: str) -> Iterator[bool]:
+        """Hold ``name`` against other processes: yields False when another holds it. Freed when the holder dies."""
+        path = self.root / CLAIMS / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        try:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+            else:
+                yield True
+        finally:
+            os.close(fd)
+
+    def drop_claims(self) -> None:
+        """Remove the claim files once nothing is left to claim."""
+        folder = self.root / CLAIMS
+        with contextlib.suppress(OSError):
+            for path in folder.iterdir():
+                path.unlink(missing_ok=True)
+            folder.rmdir()
+
+
+def _explain(e: OSError, path: Path, size: int) -> StoreError:
+    if e.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StoreError(
+            f"the disk is full: {path} needs {size:,} bytes. Free some space and run the same command again; "
+            "what was committed is kept"
+        )
+    return StoreError(
+        f"cannot write {path}: {e.strerror or e}. Mend it and run the same command again; what was committed is kept"
+    )

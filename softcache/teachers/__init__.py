@@ -1,0 +1,105 @@
+"""Teachers: a batch of pixels → named arrays. One file a kind, listed in :data:`TEACHERS`.
+
+A teacher is called with uint8 pixels ``(B, H, W, 3)`` RGB at ``input_spec.size`` and gives
+``{"logits": float32 (B, C), …}``: its output as ``logits``, and each module it was asked to tap by name. It has
+``identity()``, everything about it that changes its answers.
+
+Only this package imports a teacher's library, and only when such a teacher is loaded.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from softcache.errors import TeacherError, nearest
+from softcache.manifest import InputSpec, TeacherId
+
+__all__ = ["TEACHERS", "Options", "Teacher", "load"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user may say about a teacher; see :func:`softcache.build`."""
+
+    weights: Path | None = None
+    allow_pickle: bool = False
+    taps: tuple[str, ...] = ()
+    precision: str = "fp32"
+    device: str | None = None
+    batch: int = 64
+    input_size: tuple[int, int] | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    color: str | None = None
+
+
+class Teacher(Protocol):
+    """What the builder needs; see the module's text."""
+
+    input_spec: InputSpec
+    classes: tuple[str, ...] | None
+
+    def __call__(self, pixels: np.ndarray) -> dict[str, np.ndarray]: ...
+    def identity(self) -> TeacherId: ...
+    def libraries(self) -> dict[str, str]: ...
+
+
+# name before the colon → module of this package with ``load(name, options)``
+TEACHERS = {"timm": "timm", "torchvision": "torchvision"}
+
+
+def load(teacher: str | Callable[..., Any], options: Options) -> Teacher:
+    """A teacher from its spec, or around a callable or a ``torch.nn.Module``.
+
+    Args:
+        teacher: ``torchvision:NAME``, ``timm:NAME``, ``package.module:factory``, or the object itself.
+        options: weights, taps, precision and the rest.
+
+    Raises:
+        TeacherError: no such teacher, weights that do not fit, a module name it does not have.
+    """
+    if not isinstance(teacher, str):
+        from softcache.teachers.wrap import wrap
+
+        return wrap(teacher, _name_of(teacher), options)
+    head, colon, tail = teacher.partition(":")
+    if not colon or not tail:
+        known = ", ".join(f"{k}:NAME" for k in TEACHERS)
+        raise TeacherError(f"teacher {teacher!r} is written package.module:factory, or {known}")
+    if head in TEACHERS:
+        return importlib.import_module(f"softcache.teachers.{TEACHERS[head]}").load(tail, options)
+    from softcache.teachers.factory import load as load_factory
+
+    if "." not in head and importlib.util.find_spec(head) is None:
+        raise TeacherError(f"unknown kind of teacher {head!r} in {teacher!r}{nearest(head, TEACHERS)}")
+    return load_factory(teacher, options)
+
+
+def _name_of(teacher: Any) -> str:
+    named = teacher if hasattr(teacher, "__qualname__") else type(teacher)
+    return f"{named.__module__}:{named.__qualname__}"
+
+
+def input_spec(options: Options, found: Any, who: str) -> InputSpec:
+    """The input spec a teacher carries (a mapping, or None), with what the user set on top."""
+    given = dict(found or {})
+    if "size" in given and isinstance(given["size"], int):
+        given["size"] = (given["size"], given["size"])
+    said = {"size": options.input_size, "mean": options.mean, "std": options.std, "color": options.color}
+    given |= {k: v for k, v in said.items() if v is not None}
+    missing = [k for k in ("size", "mean", "std") if k not in given]
+    if missing:
+        flags = ", ".join({"size": "--input-size 224", "mean": "--mean", "std": "--std"}[k] for k in missing)
+        raise TeacherError(f"{who} says nothing about its input's {', '.join(missing)}: state it with {flags}")
+    return InputSpec(
+        size=tuple(given["size"]),
+        mean=tuple(map(float, given["mean"])),
+        std=tuple(map(float, given["std"])),
+        color=given.get("color", "RGB"),
+    )

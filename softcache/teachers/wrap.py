@@ -1,0 +1,64 @@
+"""Any callable as a teacher. A ``torch.nn.Module`` gets hooks, weights and precision; see :mod:`.module`."""
+
+from __future__ import annotations
+
+import re
+import sys
+from typing import Any
+
+import numpy as np
+
+from softcache.errors import TeacherError
+from softcache.manifest import InputSpec, TeacherId
+from softcache.teachers import Options, Teacher, input_spec
+
+
+def wrap(made: Any, name: str, options: Options, spec: Any = None) -> Teacher:
+    """A module or a callable as a :class:`~softcache.teachers.Teacher`."""
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(made, torch.nn.Module):
+        from softcache.teachers.module import ModuleTeacher
+
+        return ModuleTeacher(made, name, options, spec)
+    if not callable(made):
+        raise TeacherError(f"the teacher {name} is a {type(made).__name__}, neither a module nor a callable")
+    return CallableTeacher(made, name, options, spec)
+
+
+class CallableTeacher:
+    """``f(pixels)`` → logits ``(B, C)``, or a mapping of names to arrays. It normalises by itself.
+
+    The callable may carry ``input_spec``, ``classes`` and ``weights_digest`` (64 hex digits): without the last,
+    nothing notices that it changed between two runs.
+    """
+
+    def __init__(self, function: Any, name: str, options: Options, spec: Any = None):
+        if options.weights is not None:
+            raise TeacherError(f"the teacher {name} is a plain callable: it cannot be given weights, let it load them")
+        self._function, self._name, self._options = function, name, options
+        found = spec or getattr(function, "input_spec", None)
+        # It normalises by itself, so only the size must be known.
+        self.input_spec: InputSpec = input_spec(options, {"mean": (0, 0, 0), "std": (1, 1, 1), **(found or {})}, name)
+        self.classes = getattr(function, "classes", None)
+
+    def __call__(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+        answer = self._function(pixels)
+        named = dict(answer) if hasattr(answer, "keys") else {"logits": answer}
+        return {k: np.asarray(v, np.float32) for k, v in named.items()}
+
+    def identity(self) -> TeacherId:
+        digest = getattr(self._function, "weights_digest", None)
+        if digest is not None and not re.fullmatch("[0-9a-f]{64}", digest):
+            raise TeacherError(f"weights_digest of {self._name} must be 64 hex digits, a sha256")
+        return TeacherId(
+            name=self._name,
+            weights=digest,
+            weights_format=None,
+            input_spec=self.input_spec,
+            precision=self._options.precision,
+            processor="as the callable chooses",
+            batch=self._options.batch,
+        )
+
+    def libraries(self) -> dict[str, str]:
+        return {}

@@ -1,0 +1,214 @@
+"""Rows ↔ files of a Zarr v3 group, with the codecs of the Zarr v3 specification only.
+
+Small rows: one plain chunk a file (``bytes``, ``crc32c``), mapped. Big rows: ``sharding_indexed``, one row an
+inner chunk (``bytes``, ``zstd`` level 1, ``crc32c``). zarr-python reads both; we write and read them ourselves
+(why: docs/design.md). Everything raises :class:`DamageError` on bytes that are not what they should be.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+
+from softcache.errors import DamageError
+from softcache.spec import canonical_json
+
+BIG_ROW = 4096  # bytes of a row from which it becomes a compressed inner chunk of its own
+ZSTD_LEVEL = 1
+_CRC = 4
+_ABSENT = np.uint64(2**64 - 1)
+_DTYPES = {"uint8", "int8", "uint16", "int16", "uint32", "int32", "int64", "float16", "float32"}
+
+
+@dataclass(frozen=True)
+class Array:
+    """One Zarr array. ``chunk`` is the shape of one file; the axis in front of ``row`` is cut into files.
+
+    Attributes:
+        path: inside the group, POSIX.
+        dtype: numpy name, little-endian on disk.
+        shape: whole array.
+        chunk: one file, e.g. ``(1, block_rows, *row)``.
+        axes: names of the dimensions.
+        lead: how many leading axes number rows (2 for (view, sample), 1 for constants).
+    """
+
+    path: str
+    dtype: str
+    shape: tuple[int, ...]
+    chunk: tuple[int, ...]
+    axes: tuple[str, ...]
+    lead: int = 2
+
+    def __post_init__(self) -> None:
+        if self.dtype not in _DTYPES:
+            raise DamageError(f"array {self.path!r} has the unknown number type {self.dtype!r}")
+
+    @property
+    def row(self) -> tuple[int, ...]:
+        return self.shape[self.lead :]
+
+    @property
+    def rows(self) -> int:
+        """Rows of one file."""
+        return prod(self.chunk[: self.lead])
+
+    @property
+    def row_bytes(self) -> int:
+        return prod(self.row) * np.dtype(self.dtype).itemsize
+
+    @property
+    def big(self) -> bool:
+        return self.lead == 2 and self.row_bytes >= BIG_ROW
+
+    def file(self, *cell: int) -> str:
+        """The name of the file at this cell of the chunk grid; trailing axes are not cut."""
+        full = cell + (0,) * (len(self.shape) - len(cell))
+        return f"{self.path}/c." + ".".join(map(str, full))
+
+    def metadata(self) -> bytes:
+        """``zarr.json``."""
+        endian = {"name": "bytes", "configuration": {"endian": "little"}}
+        if np.dtype(self.dtype).itemsize == 1:
+            endian = {"name": "bytes"}
+        crc = {"name": "crc32c"}
+        codecs: list[dict[str, Any]] = [endian, crc]
+        if self.big:
+            zstd = {"name": "zstd", "configuration": {"level": ZSTD_LEVEL, "checksum": False}}
+            index = [{"name": "bytes", "configuration": {"endian": "little"}}, crc]
+            sharding = {
+                "chunk_shape": [1] * self.lead + list(self.row),
+                "codecs": [endian, zstd, crc],
+                "index_codecs": index,
+                "index_location": "end",
+            }
+            codecs = [{"name": "sharding_indexed", "configuration": sharding}]
+        return canonical_json(
+            {
+                "zarr_format": 3,
+                "node_type": "array",
+                "shape": self.shape,
+                "data_type": self.dtype,
+                "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": self.chunk}},
+                "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
+                "fill_value": 0.0 if self.dtype.startswith("float") else 0,
+                "codecs": codecs,
+                "dimension_names": self.axes,
+                "attributes": {},
+            }
+        )
+
+    def encode(self, rows: np.ndarray) -> bytes:
+        """The bytes of one file from its rows ``(n, *row)``; fewer than a full file (the last) are padded."""
+        data = np.ascontiguousarray(rows, dtype=np.dtype(self.dtype).newbyteorder("<"))
+        if data.shape[1:] != self.row or len(data) > self.rows:
+            raise ValueError(f"{self.path}: rows {data.shape} do not fit files of {self.chunk}")
+        return self._sharded(data) if self.big else self._plain(data)
+
+    def _plain(self, data: np.ndarray) -> bytes:
+        body = data.tobytes() + bytes((self.rows - len(data)) * self.row_bytes)
+        return body + _crc(body)
+
+    def _sharded(self, data: np.ndarray) -> bytes:
+        from numcodecs import zstd
+
+        index = np.full((self.rows, 2), _ABSENT, "<u8")
+        parts, offset = [], 0
+        for i, row in enumerate(data):
+            body = bytes(zstd.compress(row.reshape(-1).view(np.uint8), ZSTD_LEVEL))
+            parts.append(body + _crc(body))
+            index[i] = offset, len(parts[-1])
+            offset += len(parts[-1])
+        table = index.tobytes()
+        return b"".join([*parts, table, _crc(table)])
+
+    def plain_bytes(self) -> int:
+        """The size of every plain file."""
+        return self.rows * self.row_bytes + _CRC
+
+
+def group_metadata() -> bytes:
+    """``zarr.json`` of a group."""
+    return canonical_json({"zarr_format": 3, "node_type": "group", "attributes": {}})
+
+
+def groups(arrays: list[Array]) -> list[str]:
+    """The paths of the groups above the arrays, the root (``""``) first."""
+    found = {""}
+    for array in arrays:
+        parts = array.path.split("/")[:-1]
+        found |= {"/".join(parts[: i + 1]) for i in range(len(parts))}
+    return sorted(found)
+
+
+def _crc(data: bytes | memoryview) -> bytes:
+    return struct.pack("<I", google_crc32c.value(bytes(data)))
+
+
+def _map(path: Path) -> memoryview:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        raise DamageError(f"{path} is missing") from None
+    except OSError as e:
+        raise DamageError(f"{path} cannot be opened: {e.strerror}") from e
+    try:
+        size = os.fstat(fd).st_size
+        if not size:
+            raise DamageError(f"{path} is empty")
+        return memoryview(mmap.mmap(fd, size, access=mmap.ACCESS_READ))
+    finally:
+        os.close(fd)
+
+
+def _checked(data: memoryview, path: Path, what: str) -> memoryview:
+    body, crc = data[:-_CRC], data[-_CRC:]
+    if google_crc32c.value(bytes(body)) != struct.unpack("<I", crc)[0]:
+        raise DamageError(f"{path}: the checksum of {what} does not match; restore the file or rebuild the cache")
+    return body
+
+
+def map_plain(path: Path, array: Array) -> np.ndarray:
+    """A plain file, mapped: ``(rows, *row)``, read-only. Its length and checksum are checked now, once."""
+    data = _map(path)
+    if len(data) != array.plain_bytes():
+        raise DamageError(f"{path} has {len(data):,} bytes and should have {array.plain_bytes():,}")
+    body = _checked(data, path, "the file")
+    dtype = np.dtype(array.dtype).newbyteorder("<")
+    return np.frombuffer(body, dtype).reshape(array.rows, *array.row)
+
+
+class Sharded:
+    """A ``sharding_indexed`` file, mapped, its index checked once; rows are decoded one by one."""
+
+    def __init__(self, path: Path, array: Array):
+        self.path, self.array = path, array
+        self._data = _map(path)
+        table = array.rows * 16 + _CRC
+        if len(self._data) < table:
+            raise DamageError(f"{path} has {len(self._data):,} bytes, less than its index of {table:,}")
+        index = _checked(self._data[len(self._data) - table :], path, "the index")
+        self._index = np.frombuffer(index, "<u8").reshape(array.rows, 2)
+        self._end = len(self._data) - table
+
+    def read(self, row: int, out: np.ndarray) -> None:
+        """Decode one row into ``out``: C-contiguous, the array's dtype and row shape. Safe in threads."""
+        from numcodecs import zstd
+
+        offset, size = map(int, self._index[row])
+        if offset + size > self._end or size <= _CRC:
+            raise DamageError(f"{self.path}: row {row} is missing or lies outside the file")
+        body = _checked(self._data[offset : offset + size], self.path, f"row {row}")
+        try:
+            # The destination's size is the row's: longer content fails instead of growing.
+            zstd.decompress(body, out.reshape(-1).view(np.uint8))
+        except (RuntimeError, ValueError) as e:
+            raise DamageError(f"{self.path}: row {row} does not decompress: {e}") from e
