@@ -1,0 +1,243 @@
+"""Source: an ordered set of samples (ids, images, labels, class names) with a fingerprint.
+
+``Source("data/cifar10", split="train")`` recognises the layout of a path; a map-style Python dataset is
+taken as it is. Each layout is one file here, which opens to a :class:`~.layout.Samples`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import os
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from softcache.errors import SourceError, UnreadableImage, nearest
+from softcache.keyed import hash64
+from softcache.source import dataset, imagefolder, parquet
+from softcache.source.decode import to_rgb
+from softcache.source.layout import Samples
+from softcache.spec import canonical_json
+
+__all__ = ["Source", "find_unreadable"]
+
+T = TypeVar("T")
+
+LAYOUTS = ("parquet", "imagefolder", "dataset")
+SOME = 256  # samples a thread takes at a time
+
+
+class Source:
+    """The samples of one split of a dataset; safe to share between threads and to pickle.
+
+    ``data`` is a path or a map-style dataset (``__len__`` and ``__getitem__``). ``split`` may be left
+    out where there is one. ``limit`` keeps a keyed sample of that many ids, in source order: the same
+    ids always, and those of a smaller limit are among those of a larger one. ``layout`` overrides what
+    is recognised; the columns name those of a Parquet file or the keys of a dataset's items.
+    Raises :class:`SourceError` for whatever is missing, empty, ambiguous or not recognised.
+    """
+
+    def __init__(
+        self,
+        data: Any,
+        *,
+        split: str | None = None,
+        limit: int | None = None,
+        layout: str | None = None,
+        image_column: str | None = None,
+        label_column: str | None = None,
+    ) -> None:
+        self.layout = _layout(data, layout)
+        self._samples = _open(data, self.layout, split, image_column, label_column)
+        self._rows = _choose(self._samples.ids, limit)
+        self.split = self._samples.split
+        self.ids = tuple(self._samples.ids[row] for row in self._rows)
+        self.classes = self._samples.classes
+        if not self.ids:
+            raise SourceError(f"there are no images in {_name(data)} ({self.layout})")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def index(self, id: str) -> int:
+        """The position of ``id``. Raises :class:`SourceError` for one that is not here."""
+        try:
+            return self._positions[id]
+        except KeyError:
+            raise SourceError(
+                f"no sample {id!r} in the source ({self.describe()}; the first is {self.ids[0]!r})"
+            ) from None
+
+    @cached_property
+    def _positions(self) -> dict[str, int]:
+        return {id: i for i, id in enumerate(self.ids)}
+
+    def label(self, id: str) -> int | None:
+        """The class of ``id``, None where unknown."""
+        label = int(self.labels[self.index(id)])
+        return None if label < 0 else label
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """int64 ``(N,)``, -1 where unknown. Raises :class:`SourceError` for one beyond the classes."""
+        labels = self._samples.labels[np.asarray(self._rows)]
+        labels = np.where(labels < 0, -1, labels)
+        if self.classes is not None and labels.max() >= len(self.classes):
+            i = int(labels.argmax())
+            raise SourceError(
+                f"{self.ids[i]!r} ({self._where(i)}) has the label {labels[i]}, and there are "
+                f"{len(self.classes)} classes; the labels must count from 0"
+            )
+        return labels
+
+    def image(self, i: int) -> np.ndarray:
+        """Pixels of sample ``i``: uint8 ``(H, W, 3)``, RGB, perhaps read-only.
+
+        Raises :class:`UnreadableImage`, naming the id and where it is, for bytes that are missing or do
+        not make a whole image.
+        """
+        return self._guarded(i, to_rgb)
+
+    __getitem__ = image
+
+    @cached_property
+    def ids_digest(self) -> str:
+        """sha256 over the ids in order."""
+        return hashlib.sha256(canonical_json(self.ids)).hexdigest()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 over the id and the sha256 of the content of every sample: its bytes as they are, or
+        shape and pixels where a Python dataset has no bytes. Raises :class:`UnreadableImage` for
+        content that cannot be read (whether it can be decoded does not matter)."""
+        contents = _in_threads(lambda i: self._guarded(i, _digest), len(self))
+        total = hashlib.sha256()
+        for id, content in zip(self.ids, contents, strict=True):
+            total.update(canonical_json([id, content]))
+        return total.hexdigest()
+
+    def describe(self) -> str:
+        """One line for a person."""
+        split = "" if self.split is None else f", split {self.split!r}"
+        every = len(self._samples.ids)
+        of = "" if len(self) == every else f" of {every:,}"
+        classes = "no class names" if self.classes is None else f"{len(self.classes):,} classes"
+        head = f"{self.layout}{split}: {len(self):,}{of} samples, {classes}"
+        return "; ".join([head, *self._samples.notes])
+
+    def decoder(self) -> dict[str, str]:
+        """The engines that decode, with their versions: another may give other pixels."""
+        import PIL
+        import simplejpeg
+
+        return {"simplejpeg": simplejpeg.__version__, "pillow": PIL.__version__}
+
+    def _guarded(self, i: int, use: Callable[[bytes | np.ndarray], T]) -> T:
+        """``use`` of the content of sample ``i``, whatever goes wrong named."""
+        row = self._rows[i]
+        try:
+            return use(self._samples.read(row))
+        except (MemoryError, SourceError):
+            raise
+        except Exception as e:  # decoders and datasets of other people raise all kinds
+            raise UnreadableImage(
+                f"cannot read the image {self.ids[i]!r} ({self._where(i)}): {type(e).__name__}: {e}; "
+                "damaged or not an image: restore it, or take it out"
+            ) from e
+
+    def _where(self, i: int) -> str:
+        return self._samples.where(self._rows[i])
+
+
+def find_unreadable(source: Source) -> list[str]:
+    """The ids, in source order, whose images cannot be decoded. Reads everything."""
+
+    def readable(i: int) -> bool:
+        try:
+            source.image(i)
+        except UnreadableImage:
+            return False
+        return True
+
+    good = _in_threads(readable, len(source))
+    return [id for id, fine in zip(source.ids, good, strict=True) if not fine]
+
+
+def _layout(data: Any, wanted: str | None) -> str:
+    if wanted is not None and wanted not in LAYOUTS:
+        raise SourceError(f"unknown layout {wanted!r}{nearest(wanted, LAYOUTS)}")
+    if not isinstance(data, str | Path):
+        if wanted not in (None, "dataset"):
+            raise SourceError(f"layout {wanted!r} is read from a path, not a {type(data).__name__}")
+        return "dataset"
+    path = Path(data)
+    if not path.exists():
+        raise SourceError(f"there is no {path}; give the path of a dataset")
+    if wanted == "dataset":
+        raise SourceError(f"layout 'dataset' takes a Python object, not the path {path}")
+    return wanted or _recognised(path)
+
+
+def _recognised(path: Path) -> str:
+    if parquet.recognise(path):
+        return "parquet"
+    if imagefolder.recognise(path):
+        return "imagefolder"
+    there = "a file" if path.is_file() else _entries(path)
+    raise SourceError(
+        f"the layout of {path} is not recognised: looked for *.parquet (directly, in data/ or in a "
+        f"split's folder) and for class folders with images; there is {there}"
+    )
+
+
+def _entries(path: Path) -> str:
+    names = sorted(entry.name + "/" * entry.is_dir() for entry in path.iterdir())
+    return (", ".join(names[:5]) + (", …" if len(names) > 5 else "")) or "nothing in it"
+
+
+def _open(
+    data: Any, layout: str, split: str | None, image_column: str | None, label_column: str | None
+) -> Samples:
+    if layout == "parquet":
+        return parquet.open_split(Path(data), split, image_column, label_column)
+    if layout == "imagefolder":
+        if image_column or label_column:
+            raise SourceError(f"{data} is an ImageFolder, which has no columns; leave *_column= out")
+        return imagefolder.open_split(Path(data), split)
+    if split is not None:
+        raise SourceError(f"a {type(data).__name__} is one split already; leave split={split!r} out")
+    return dataset.open_dataset(data, image_column, label_column)
+
+
+def _choose(ids: Sequence[str], limit: int | None) -> Sequence[int]:
+    if limit is None or limit >= len(ids):
+        return range(len(ids))
+    if limit <= 0:
+        raise SourceError(f"limit must be at least 1, not {limit}")
+    return sorted(heapq.nsmallest(limit, range(len(ids)), lambda i: hash64("limit", ids[i])))
+
+
+def _name(data: Any) -> str:
+    return str(data) if isinstance(data, str | Path) else f"the {type(data).__name__}"
+
+
+def _digest(content: bytes | np.ndarray) -> str:
+    if isinstance(content, bytes):
+        return hashlib.sha256(content).hexdigest()
+    total = hashlib.sha256(repr(content.shape).encode())
+    total.update(np.ascontiguousarray(content).data)
+    return total.hexdigest()
+
+
+def _in_threads(function: Callable[[int], T], count: int) -> list[T]:
+    from concurrent.futures import ThreadPoolExecutor
+
+    def some(start: int) -> list[T]:
+        return [function(i) for i in range(start, min(start + SOME, count))]
+
+    with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
+        return [one for part in pool.map(some, range(0, count, SOME)) for one in part]

@@ -1,0 +1,235 @@
+"""Parquet in the Hugging Face layout: images as bytes in a column, the features in the schema.
+
+A directory with ``{split}-00000-of-00005.parquet`` or ``{split}.parquet`` directly or in ``data/``, or
+any ``*.parquet`` in ``train/``, ``test/``, …; or a single file. Needs the extra ``softcache[parquet]``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from softcache.errors import SourceError, nearest
+from softcache.source.layout import SPLITS, choose_split
+from softcache.source.rowgroups import RowGroups
+
+LABEL_NAMES = ("label", "labels", "fine_label")
+_STEM = re.compile(r"(?P<split>.+?)(-\d{5}-of-(?P<total>\d{5}))?(-[0-9a-f]{16})?")
+
+
+@dataclass(frozen=True)
+class Parquet:
+    """An opened split; ids are the images' paths where these are good names, else ``file:row``."""
+
+    split: str
+    ids: list[str]
+    labels: np.ndarray
+    classes: tuple[str, ...] | None
+    notes: tuple[str, ...]
+    images: RowGroups
+
+    def read(self, row: int) -> bytes:
+        data = self.images.value(row)
+        if data is None:
+            raise ValueError("the row holds no bytes (a null, or only the path of an image)")
+        return data
+
+    def where(self, row: int) -> str:
+        return self.images.place(row)
+
+
+def recognise(path: Path) -> bool:
+    """Is it a Parquet file, or a directory with some at the known places?"""
+    return bool(_splits(path))
+
+
+def open_split(path: Path, split: str | None, image_column: str | None, label_column: str | None) -> Parquet:
+    """Reads the schemas, image paths and labels, no image. Raises :class:`SourceError` for a split or
+    a column that is not there or could be several, for a damaged file, and where pyarrow is missing."""
+    splits = _splits(path)
+    if not splits:
+        raise SourceError(f"{path} holds no Parquet files, directly, in data/ or in a split's folder")
+    split = choose_split(split, splits, path)
+    files = tuple(splits[split])
+    notes = _missing(files)
+    with _open(files[0]) as first:
+        schema = first.schema_arrow
+    features = _features(schema)
+    image = _image_column(schema, features, image_column)
+    label = _label_column(schema, features, label_column)
+    parts = [_read(file, schema, image, label) for file in files]
+    return Parquet(
+        split,
+        _ids(files, parts),
+        np.concatenate([part.labels for part in parts]),
+        _classes(features, label),
+        notes,
+        RowGroups(files, tuple(p.metadata for p in parts), _leaf(schema, image, "bytes") or image),
+    )
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What is read of a file at once."""
+
+    metadata: Any
+    paths: list[str | None]  # all None where the column has none
+    labels: np.ndarray
+
+
+def _read(file: Path, schema: Any, image: str, label: str | None) -> _Part:
+    path = _leaf(schema, image, "path")
+    with _open(file) as opened:
+        absent = {image, label} - {None, *opened.schema_arrow.names}
+        if absent:
+            raise SourceError(
+                f"{file} has no column {absent.pop()!r}, which other files of the split have: "
+                "files of different datasets; keep those of one in a directory"
+            )
+        rows = opened.metadata.num_rows
+        paths, labels = [None] * rows, np.full(rows, -1, np.int64)
+        if path:
+            paths = opened.read(columns=[path]).flatten().column(0).to_pylist()
+        if label:
+            column = opened.read(columns=[label]).column(0)
+            labels = column.fill_null(-1).to_numpy().astype(np.int64)
+        return _Part(opened.metadata, paths, labels)
+
+
+def _splits(path: Path) -> dict[str, list[Path]]:
+    found: dict[str, list[Path]] = defaultdict(list)
+    direct = [path] if path.is_file() and path.suffix == ".parquet" else _parquets(path)
+    for file in [*direct, *_parquets(path / "data")]:
+        found[_stem(file)["split"]].append(file)
+    for split in SPLITS:
+        if files := _parquets(path / split):
+            found[split] += files
+    return dict(found)
+
+
+def _parquets(folder: Path) -> list[Path]:
+    return sorted(f for f in folder.glob("*.parquet") if not f.name.startswith("."))
+
+
+def _stem(file: Path) -> re.Match[str]:
+    match = _STEM.fullmatch(file.stem)
+    assert match  # any stem does
+    return match
+
+
+def _missing(files: tuple[Path, ...]) -> tuple[str, ...]:
+    totals = {int(total) for file in files if (total := _stem(file)["total"])}
+    if len(totals) > 1:
+        raise SourceError(
+            f"{files[0].parent} mixes files of {' and of '.join(map(str, sorted(totals)))}: "
+            "two exports of one split; keep those of one"
+        )
+    total = max(totals, default=len(files))
+    return (f"{len(files)} of {total} files of this split are here",) if len(files) < total else ()
+
+
+def _open(file: Path) -> Any:
+    try:
+        from pyarrow.parquet import ParquetFile
+    except ImportError:
+        raise SourceError(
+            f"{file} needs pyarrow, which is not installed: pip install 'softcache[parquet]'"
+        ) from None
+    try:
+        return ParquetFile(file)
+    except (OSError, ValueError) as e:
+        raise SourceError(f"cannot read {file}: {e}; damaged or not Parquet: fetch it again") from e
+
+
+def _features(schema: Any) -> dict[str, Any]:
+    try:
+        features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
+    except (TypeError, KeyError, ValueError):
+        return {}
+    return features if isinstance(features, dict) else {}
+
+
+def _of_type(features: dict[str, Any], kind: str) -> list[str]:
+    return [n for n, f in features.items() if isinstance(f, dict) and f.get("_type") == kind]
+
+
+def _leaf(schema: Any, column: str, child: str) -> str | None:
+    """``column.child`` where the column is a struct with that child."""
+    kind = schema.field(column).type
+    has = kind.num_fields and any(kind.field(i).name == child for i in range(kind.num_fields))
+    return f"{column}.{child}" if has else None
+
+
+def _image_column(schema: Any, features: dict[str, Any], wanted: str | None) -> str:
+    from pyarrow import types
+
+    structs = [name for name in schema.names if _leaf(schema, name, "bytes")]
+    binaries = [
+        field.name for field in schema if types.is_binary(field.type) or types.is_large_binary(field.type)
+    ]
+    if wanted is not None:
+        return _wanted(wanted, [*structs, *binaries], schema, "image")
+    declared = [n for n in _of_type(features, "Image") if n in [*structs, *binaries]]
+    column = _only(declared or structs or binaries, schema, "image")
+    if column is None:
+        raise SourceError(f"no column holds images: {_columns(schema)}; name it with image_column=")
+    return column
+
+
+def _label_column(schema: Any, features: dict[str, Any], wanted: str | None) -> str | None:
+    from pyarrow import types
+
+    numbers = [field.name for field in schema if types.is_integer(field.type)]
+    if wanted is not None:
+        return _wanted(wanted, numbers, schema, "label")
+    declared = [name for name in _of_type(features, "ClassLabel") if name in numbers]
+    return _only(declared or [n for n in LABEL_NAMES if n in numbers], schema, "label")
+
+
+def _wanted(name: str, fit: list[str], schema: Any, what: str) -> str:
+    if name in fit:
+        return name
+    if name in schema.names:
+        raise SourceError(f"the column {name!r} cannot be the {what}: {_columns(schema)}")
+    raise SourceError(f"there is no column {name!r}{nearest(name, schema.names)}")
+
+
+def _only(names: list[str], schema: Any, what: str) -> str | None:
+    if len(names) > 1:
+        raise SourceError(
+            f"several columns could be the {what} ({', '.join(names)}): choose with {what}_column=; "
+            f"{_columns(schema)}"
+        )
+    return names[0] if names else None
+
+
+def _columns(schema: Any) -> str:
+    return "the columns are " + ", ".join(f"{field.name} ({field.type})" for field in schema)
+
+
+def _ids(files: tuple[Path, ...], parts: list[_Part]) -> list[str]:
+    paths = [path for part in parts for path in part.paths]
+    names = [path for path in paths if path and _relative(path)]
+    if len(set(names)) == len(paths):
+        return names
+    return [
+        f"{file.stem}:{row}"
+        for file, part in zip(files, parts, strict=True)
+        for row in range(len(part.paths))
+    ]
+
+
+def _relative(path: str) -> bool:
+    """An id goes into the cache, and a folder of somebody's machine should not."""
+    return path[0] not in "/\\~" and path[1:2] != ":"
+
+
+def _classes(features: dict[str, Any], label: str | None) -> tuple[str, ...] | None:
+    names = features.get(label, {}).get("names") if label else None
+    return tuple(map(str, names)) if isinstance(names, list) else None
