@@ -1,0 +1,440 @@
+"""``build``: run the teacher over a source once, and keep what it said.
+
+One visible loop: claim a block, render its batches, run the teacher, encode, write the shards, then the receipt.
+Run again after a crash it resumes: a block with a receipt is never computed again.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from softcache import cache as caches
+from softcache import canary, measure, spec
+from softcache import manifest as m
+from softcache.block import Block
+from softcache.cache import Cache
+from softcache.codecs import Fields
+from softcache.errors import SourceError, SpecError, TeacherError, UnreadableImage
+from softcache.job import Job, check_sizes, ids_arrays, prepare
+from softcache.meter import Meter
+from softcache.recipe import Recipe, View, render
+from softcache.source import Source, find_unreadable
+from softcache.store import Store
+from softcache.targets import requests
+from softcache.teachers import Options, load
+from softcache.zarrfile import Array, group_metadata, groups
+
+_AHEAD = 4  # batches rendered ahead, and batches that may wait to be written
+
+
+def build(
+    out: str | Path | Store,
+    *,
+    source: Any,
+    teacher: str | Callable[..., Any],
+    recipe: str = "identity",
+    targets: Mapping[str, str] | Sequence[str] = ("logits=full(f16)",),
+    views: int = 1,
+    seed: int = 0,
+    split: str | None = None,
+    limit: int | None = None,
+    layout: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    weights: str | Path | None = None,
+    allow_pickle: bool = False,
+    precision: str = "fp32",
+    device: str | None = None,
+    input_size: int | tuple[int, int] | None = None,
+    mean: tuple[float, float, float] | None = None,
+    std: tuple[float, float, float] | None = None,
+    color: str | None = None,
+    batch: int = 64,
+    block_rows: int | None = None,
+    skip_corrupt: bool = False,
+    rank: int = 0,
+    world: int = 1,
+    workers: int = 2,
+    progress: bool = True,
+) -> Cache:
+    """Build a cache, or go on with one.
+
+    Args:
+        out: the cache's folder.
+        source: a path (Parquet, ImageFolder), a map-style dataset, or a :class:`~softcache.Source`.
+        teacher: ``torchvision:NAME``, ``timm:NAME``, ``package.module:factory``, a module or any callable.
+        recipe: how views are made, e.g. ``"crop(32, pad=4)|flip"``.
+        targets: what to keep: ``{"logits": "full(u8)", "layer3": "int8"}``; a name other than ``logits`` is a module.
+        views: views of each image. seed: keys the views and the order on disk.
+        split, limit, layout, image_column, label_column: see :class:`~softcache.Source`.
+        weights: the teacher's weights, safetensors (or a pickle, with ``allow_pickle``).
+        precision: ``fp32``, ``bf16`` or ``fp16``. device: a torch device; CUDA where there is one.
+        input_size, mean, std, color: what the teacher wants to see, where it does not say so itself.
+        batch: rows a teacher's batch. block_rows: rows a block; about 64 MiB by default.
+        skip_corrupt: keep rows of unreadable images as invalid, instead of refusing.
+        rank, world: start at this builder's share of the blocks; every builder ends when all are done.
+        workers: threads that decode and render.
+        progress: print the live line and the summary on stderr.
+
+    Returns:
+        The open cache. Its ``report`` holds what was measured.
+
+    Raises:
+        SoftcacheError: of the kinds in :mod:`softcache.errors`; what was committed stays committed.
+    """
+    if world < 1 or not 0 <= rank < world:
+        raise SpecError(f"rank {rank} of world {world}: ranks go from 0 to world - 1")
+    if batch < 1 or workers < 1 or (block_rows is not None and block_rows < 1):
+        raise SpecError("batch, block_rows and workers are at least 1")
+    asked, made = requests(targets), Recipe(recipe, seed)
+    samples = _source(source, split, limit, layout, image_column, label_column)
+    check_sizes(samples, views)
+    size = (input_size, input_size) if isinstance(input_size, int) else input_size
+    options = Options(
+        weights=None if weights is None else Path(weights),
+        allow_pickle=allow_pickle,
+        taps=tuple(r.name for r in asked if r.name != "logits"),
+        precision=precision,
+        device=device,
+        batch=batch,
+        input_size=size,
+        mean=mean,
+        std=std,
+        color=color,
+    )
+    say: Callable[[str], None] = _say if progress else _silent
+    say(samples.describe())
+    store = out if isinstance(out, Store) else Store(out)
+    job = prepare(store, samples, load(teacher, options), made, asked, views, block_rows, skip_corrupt)
+    if not store.exists(m.MANIFEST):
+        _build_blocks(job, rank / world, workers, progress, say)
+        _finish(job)
+    _write_metadata(job)
+    cache = Cache(store, job.identity, _manifest_of(store))
+    say(measure.tell(cache))
+    return cache
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _silent(text: str) -> None:
+    pass
+
+
+def _source(source: Any, split: str | None, limit: int | None, *rest: str | None) -> Source:
+    if isinstance(source, Source):
+        if any(v is not None for v in (split, limit, *rest)):
+            raise SpecError("split, limit, layout and columns belong to the Source you made; leave them out here")
+        return source
+    layout, image_column, label_column = rest
+    return Source(
+        source, split=split, limit=limit, layout=layout, image_column=image_column, label_column=label_column
+    )
+
+
+# -- the loop ----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Work:
+    """A claimed block on its way."""
+
+    block: Block
+    samples: np.ndarray
+    claim: ExitStack
+    rows: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    invalid: list[int] = field(default_factory=list)
+    broken: bool = False
+    tally: measure.Tally = field(default_factory=measure.Tally)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Rendered rows ``start … start+rows-1`` of a block; ``pixels`` is padded to the full batch."""
+
+    work: _Work
+    start: int
+    rows: int
+    pixels: np.ndarray
+    geometry: np.ndarray
+    unreadable: list[int]
+
+    @property
+    def last(self) -> bool:
+        return self.start + self.rows == self.work.block.rows
+
+
+def _build_blocks(job: Job, share: float, workers: int, progress: bool, say: Callable[[str], None]) -> None:
+    """Claim, compute and commit every block that has no receipt, with other builders at work or not."""
+    blocks = list(job.grid.blocks())
+    first = int(share * len(blocks))
+    blocks = blocks[first:] + blocks[:first]
+    todo = [b for b in blocks if not job.store.exists(m.Receipt.path(b))]
+    if len(todo) < len(blocks):
+        say(f"{len(blocks) - len(todo):,} of {len(blocks):,} blocks are committed; going on with the rest")
+    meter = Meter(sum(b.rows for b in todo), progress)
+    with ThreadPoolExecutor(workers) as readers, ThreadPoolExecutor(1) as writer:
+        while todo:
+            try:
+                _pass(job, todo, readers, writer, meter)
+            except BaseException:
+                readers.shutdown(wait=False, cancel_futures=True)
+                raise
+            held = [b for b in todo if not job.store.exists(m.Receipt.path(b))]
+            if held == todo:
+                time.sleep(0.1)  # other builders hold all that is left
+            todo = held
+    say(meter.summary())
+
+
+def _pass(job: Job, todo: list[Block], readers: ThreadPoolExecutor, writer: ThreadPoolExecutor, meter: Meter) -> None:
+    waiting: deque[Future[int]] = deque()
+    with ExitStack() as claims:
+        batches = _ahead(_rendered(job, todo, readers, claims), _AHEAD)
+        while True:
+            with meter.stage("decode"):
+                future = next(batches, None)
+                batch = None if future is None else future.result()
+            if batch is None:
+                break
+            _refuse_unreadable(job, batch)
+            with meter.stage("teacher"):
+                answer = job.teacher(batch.pixels)
+            with meter.stage("write"):
+                waiting.append(writer.submit(_keep, job, batch, answer))
+                while len(waiting) > _AHEAD or (waiting and waiting[0].done()):
+                    meter.bytes += waiting.popleft().result()
+            meter.queue = len(waiting)
+            meter.add(batch.rows)
+        for done in waiting:
+            meter.bytes += done.result()
+
+
+def _ahead(futures: Iterator[Future[_Batch]], count: int) -> Iterator[Future[_Batch]]:
+    """The same futures, with ``count`` of them always submitted before they are asked for."""
+    line: deque[Future[_Batch]] = deque()
+    for future in futures:
+        line.append(future)
+        if len(line) > count:
+            yield line.popleft()
+    yield from line
+
+
+def _rendered(job: Job, todo: list[Block], readers: ThreadPoolExecutor, claims: ExitStack) -> Iterator[Future[_Batch]]:
+    """Claim block after block, and hand their batches to the readers."""
+    for block in todo:
+        claim = claims.enter_context(ExitStack())
+        if not claim.enter_context(job.store.claim(block.name)) or job.store.exists(m.Receipt.path(block)):
+            claim.close()
+            continue
+        work = _Work(block, job.grid.samples_of(block), claim)
+        for start in range(0, block.rows, job.batch):
+            yield readers.submit(_render, job, work, start)
+
+
+def _render(job: Job, work: _Work, start: int) -> _Batch:
+    samples = work.samples[start : start + job.batch].tolist()
+    size = job.teacher.input_spec.size
+    pixels = np.zeros((job.batch, *size, 3), np.uint8)
+    geometry = np.zeros((len(samples), m.VIEW_FIELDS), np.int16)
+    unreadable = []
+    for row, sample in enumerate(samples):
+        try:
+            image = job.source.image(sample)
+        except UnreadableImage:
+            unreadable.append(sample)
+            continue
+        view = job.recipe.view(job.source.ids[sample], work.block.view, image.shape[1], image.shape[0])
+        pixels[row] = render(image, view, size)
+        geometry[row] = view.pack()
+    return _Batch(work, start, len(samples), pixels, geometry, unreadable)
+
+
+def _refuse_unreadable(job: Job, batch: _Batch) -> None:
+    if not batch.unreadable:
+        return
+    if job.skip_corrupt:
+        batch.work.invalid += batch.unreadable
+        return
+    ids = find_unreadable(job.source)
+    shown = ", ".join(map(repr, ids[:10])) + (f" and {len(ids) - 10:,} more" if len(ids) > 10 else "")
+    raise SourceError(
+        f"{len(ids):,} images cannot be read: {shown}. Say --skip-corrupt to keep their rows as invalid, "
+        "or mend the images and build into a new folder"
+    )
+
+
+def _keep(job: Job, batch: _Batch, answer: dict[str, np.ndarray]) -> int:
+    """Encode a batch; with a block's last one, write its shards and its receipt. Returns the bytes written."""
+    work = batch.work
+    if work.broken:  # an earlier batch of this block failed: it must not be committed without it
+        return 0
+    try:
+        _encode(job, batch, answer)
+        return _commit(job, work) if batch.last else 0
+    except BaseException:
+        work.broken = True
+        raise
+    finally:
+        if batch.last:
+            work.claim.close()
+
+
+def _encode(job: Job, batch: _Batch, answer: dict[str, np.ndarray]) -> None:
+    work, rows = batch.work, batch.rows
+    samples = work.samples[batch.start : batch.start + rows]
+    valid = ~np.isin(samples, batch.unreadable)
+    work.rows.setdefault("view/geometry", []).append(batch.geometry)
+    for name, target in job.targets.items():
+        values = _checked(job, name, answer, rows, samples, valid)
+        fields = target.codec.encode(values)
+        for f, encoded in fields.items():
+            work.rows.setdefault(f"targets/{name}/{f}", []).append(encoded)
+        _measure(job, work, name, values, fields, samples, valid, first=batch.start == 0)
+
+
+def _checked(
+    job: Job, name: str, answer: dict[str, np.ndarray], rows: int, samples: np.ndarray, valid: np.ndarray
+) -> np.ndarray:
+    """The teacher's rows without the padding, finite and within the codec's reach; invalid rows are zero."""
+    target = job.targets[name]
+    if name not in answer or answer[name].shape != (job.batch, *target.shape):
+        found = answer[name].shape if name in answer else "nothing"
+        raise TeacherError(f"target {name!r}: the teacher gave {found} for a batch of {job.batch} rows of {target.shape}")
+    values = np.where(valid.reshape(-1, *[1] * len(target.shape)), answer[name][:rows], np.float32(0))
+    largest = np.abs(values).reshape(rows, -1).max(axis=1)
+    bad = np.flatnonzero(~(largest <= target.codec.limit))
+    if bad.size:
+        id, value = job.source.ids[samples[bad[0]]], largest[bad[0]]
+        what = "is not finite" if not np.isfinite(value) else f"reaches {value:.4g}, past {target.codec.limit:g}"
+        raise TeacherError(
+            f"target {name!r} of the image {id!r} {what}: {target.spec!r} cannot hold it. "
+            "Is the precision too low, or the normalisation wrong?"
+        )
+    return values
+
+
+def _measure(
+    job: Job, work: _Work, name: str, values: np.ndarray, fields: Fields, samples: np.ndarray, valid: np.ndarray, first: bool
+) -> None:
+    """Top-1 of what is kept on every row; fidelity on each block's first batch (it costs a decode)."""
+    target = job.targets[name]
+    labels = job.source.labels[samples] if name == "logits" else None
+    if labels is None and not first:
+        return
+    kept = target.codec.decode(fields, target.shape)
+    if labels is not None:
+        counted = valid & (labels >= 0)
+        work.tally.labelled += int(counted.sum())
+        work.tally.correct += int((kept.argmax(axis=1) == labels)[counted].sum())
+    if first:
+        work.tally.add(name, target.kind, values[valid], kept[valid])
+
+
+def _commit(job: Job, work: _Work) -> int:
+    """Shards first, the receipt last."""
+    entries, written = [], 0
+    for array in job.arrays:
+        data = array.encode(np.concatenate(work.rows[array.path]))
+        job.store.put(array.file(work.block.view, work.block.index), data)
+        entries.append(m.Entry(sha256=spec.digest(data), bytes=len(data)))
+        written += len(data)
+    receipt = m.Receipt(
+        block=(work.block.view, work.block.index),
+        identity=job.identity.digest,
+        rows=work.block.rows,
+        files=entries,
+        invalid=sorted(work.invalid),
+        labelled=work.tally.labelled,
+        correct=work.tally.correct,
+        measured=work.tally.measured,
+        fidelity=work.tally.sums,
+    )
+    job.store.put(m.Receipt.path(work.block), receipt.to_bytes())
+    return written
+
+
+# -- the end -----------------------------------------------------------------------------------------------
+
+
+def _finish(job: Job) -> None:
+    """All receipts are there: canaries, the table of files, and the manifest, last."""
+    while True:
+        with job.store.claim("manifest") as mine:
+            if mine and not job.store.exists(m.MANIFEST):
+                _write_manifest(job)
+        if job.store.exists(m.MANIFEST):
+            break
+        time.sleep(0.05)
+    job.store.drop_claims()
+
+
+def _write_manifest(job: Job) -> None:
+    receipts = [caches.load_receipt(job.store, job.identity, block) for block in job.grid.blocks()]
+    invalid = sorted({i for receipt, _ in receipts for i in receipt.invalid})
+    constants = {}
+    for array, values in [*ids_arrays(job.source.ids), *_canaries(job, invalid)]:
+        data = array.encode(values)
+        if not (array.path.startswith("ids/") and job.store.exists(array.file())):
+            job.store.put(array.file(), data)
+        constants[array.path] = m.Constant(
+            sha256=spec.digest(data), bytes=len(data), dtype=array.dtype, shape=list(array.shape)
+        )
+    table = m.pack_table(receipts)
+    job.store.put(m.TABLE, table)
+    identity = job.identity.to_bytes()
+    manifest = m.Manifest(
+        format="softcache",
+        identity=job.identity,
+        constants=constants,
+        identity_file=m.Entry(sha256=spec.digest(identity), bytes=len(identity)),
+        files=m.Entry(sha256=spec.digest(table), bytes=len(table)),
+        invalid=invalid,
+        report=measure.report([r for r, _ in receipts], job.grid, job.targets),
+    )
+    job.store.put(m.MANIFEST, manifest.signed().to_bytes())
+
+
+def _canaries(job: Job, invalid: list[int]) -> list[tuple[Array, np.ndarray]]:
+    rows = canary.choose(job.grid.samples, job.grid.views, invalid, job.recipe.seed)
+    size = job.teacher.input_spec.size
+    pixels, geometry = np.zeros((len(rows), *size, 3), np.uint8), np.zeros((len(rows), m.VIEW_FIELDS), np.int16)
+    for i, (sample, k) in enumerate(rows):
+        image = job.source.image(sample)
+        view: View = job.recipe.view(job.source.ids[sample], k, image.shape[1], image.shape[0])
+        pixels[i], geometry[i] = render(image, view, size), view.pack()
+    samples = np.array([s for s, _ in rows], np.int64)
+    named = {"geometry": geometry, "pixels": pixels, "sample": samples}
+    return [(m.constant(f"canary/{n}", v.shape, v.dtype.name), v) for n, v in named.items()]
+
+
+def _manifest_of(store: Store) -> m.Manifest:
+    manifest = caches.open(store.root).manifest
+    assert manifest is not None
+    return manifest
+
+
+def metadata(arrays: list[Array], constants: Mapping[str, m.Constant]) -> dict[str, bytes]:
+    """Every ``zarr.json`` of a cache, by name: they follow from its manifest."""
+    everything = [*arrays, *(c.array(path) for path, c in constants.items())]
+    found = {f"{a.path}/zarr.json": a.metadata() for a in everything}
+    return found | {(f"{g}/zarr.json" if g else "zarr.json"): group_metadata() for g in groups(everything)}
+
+
+def _write_metadata(job: Job) -> None:
+    manifest = _manifest_of(job.store)
+    for name, data in metadata(job.arrays, manifest.constants).items():
+        if not job.store.exists(name) or job.store.get(name) != data:
+            job.store.put(name, data)

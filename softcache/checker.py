@@ -1,0 +1,218 @@
+"""Verify a cache, against its manifest or a living teacher; compare two caches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from softcache import cache as caches
+from softcache import canary, measure, spec
+from softcache import manifest as m
+from softcache.builder import metadata
+from softcache.cache import Cache
+from softcache.errors import DamageError, MismatchError, NotBuilt
+from softcache.keyed import draws
+from softcache.recipe import render
+from softcache.source import Source
+from softcache.teachers import Teacher
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A file that is not what the manifest says.
+
+    Attributes:
+        file: inside the cache. problem: what is wrong, in words.
+        target: the target whose values it holds; None for files of the cache as a whole.
+        field, view, shard: where its values stand; None likewise.
+    """
+
+    file: str
+    problem: str
+    target: str | None = None
+    field: str | None = None
+    view: int | None = None
+    shard: int | None = None
+
+    def __str__(self) -> str:
+        where = f" (target {self.target}, {self.field}, view {self.view}, shard {self.shard})" if self.target else ""
+        return f"{self.file}{where}: {self.problem}"
+
+
+@dataclass(frozen=True)
+class Expected:
+    """A file the manifest names."""
+
+    file: str
+    entry: m.Entry
+    target: str | None = None
+    field: str | None = None
+    view: int | None = None
+    shard: int | None = None
+
+    def damage(self, problem: str) -> Damage:
+        return Damage(self.file, problem, self.target, self.field, self.view, self.shard)
+
+
+def verify(cache: Cache | str | Path, *, read_data: bool = False) -> list[Damage]:
+    """Everything that is wrong with a cache; an empty list when nothing is.
+
+    Every file the manifest names must be there with its size, and no other file. With ``read_data`` every byte is
+    read and every file's sha256 compared: one flipped bit anywhere is found.
+
+    Raises:
+        DamageError: the manifest itself is missing or damaged, so that nothing can be told of the rest.
+        NotBuilt: the build is not finished.
+    """
+    cache = cache if isinstance(cache, Cache) else caches.open(cache)
+    if cache.manifest is None:
+        raise NotBuilt(f"{cache.path} is not finished: run the same build-cache command again, then verify")
+    known = {m.MANIFEST}
+    found = []
+    try:
+        expected = list(_expected(cache))
+    except DamageError as e:
+        return [Damage(m.TABLE, str(e))]
+    for one in expected:
+        known.add(one.file)
+        problem = _problem(cache, one, read_data)
+        if problem:
+            found.append(one.damage(problem))
+    return found + [Damage(n, "is no file of this cache") for n in cache.store.names() if n not in known]
+
+
+def _problem(cache: Cache, expected: Expected, read_data: bool) -> str | None:
+    size = cache.store.size(expected.file)
+    if size is None:
+        return "is missing"
+    if size != expected.entry.bytes:
+        return f"has {size:,} bytes and should have {expected.entry.bytes:,}"
+    if read_data and spec.digest(cache.store.get(expected.file)) != expected.entry.sha256:
+        return "its content is not what was written (sha256 differs)"
+    return None
+
+
+def _expected(cache: Cache) -> Iterator[Expected]:
+    manifest = cache.manifest
+    assert manifest is not None
+    yield Expected(m.IDENTITY, manifest.identity_file)
+    yield Expected(m.TABLE, manifest.files)
+    for path, constant in sorted(manifest.constants.items()):
+        yield Expected(constant.array(path).file(), constant)
+    arrays = list(cache.arrays.values())
+    for name, data in metadata(arrays, manifest.constants).items():
+        yield Expected(name, m.Entry(sha256=spec.digest(data), bytes=len(data)))
+    for block, entries in zip(cache.grid.blocks(), cache.table, strict=True):
+        *shards, receipt = (m.Entry(sha256=bytes(e["sha256"]).hex(), bytes=int(e["bytes"])) for e in entries)
+        yield Expected(m.Receipt.path(block), receipt)
+        for array, entry in zip(arrays, shards, strict=True):
+            target, _, field = array.path.removeprefix("targets/").rpartition("/")
+            yield Expected(array.file(block.view, block.index), entry, target, field, block.view, block.index)
+
+
+# -- against a living teacher ------------------------------------------------------------------------------
+
+
+def verify_live(cache: Cache, source: Source, teacher: Teacher, rows: int) -> dict[str, dict[str, dict[str, float]]]:
+    """Run the teacher again on ``rows`` keyed rows of the cache.
+
+    Returns:
+        target → ``{"cache": {...}, "control": {...}}``: the mean fidelity (see :func:`softcache.measure.fidelity`;
+        and the cosine of the logits) of the cached values to what the teacher says now, and beside it of the teacher to
+        itself when the same rows come in other batches: what no cache can beat.
+
+    Raises:
+        MismatchError: source or teacher are not those of the cache.
+    """
+    pairing = canary.pair(cache, source)
+    ours, theirs = cache.identity["teacher"], teacher.identity().model_dump(mode="json")
+    for key in ("weights", "input_spec"):
+        if ours[key] != theirs[key]:
+            raise MismatchError(
+                f"the teacher is not the one of the cache: its {key} is {theirs[key]} and was {ours[key]}"
+            )
+    chosen = _choose(cache, rows)
+    pixels = _pixels(cache, source, pairing.index, chosen, teacher.input_spec.size)
+    live = _run(teacher, pixels, ours["batch"])
+    control = _run(teacher, pixels[::-1], max(1, ours["batch"] // 2 + 1))
+    found = {}
+    for name, target in cache.targets.items():
+        kept = np.stack([cache[cache.ids[s], v][name].values for s, v in chosen])
+        found[name] = {
+            "cache": _means(target.kind, live[name], kept),
+            "control": _means(target.kind, live[name], control[name][::-1]),
+        }
+    return found
+
+
+def _choose(cache: Cache, rows: int) -> list[tuple[int, int]]:
+    draw, refused = draws("live", cache.digest), set(cache.invalid.tolist())
+    valid = (cache.samples - len(refused)) * cache.views
+    chosen: dict[tuple[int, int], None] = {}
+    while len(chosen) < min(rows, valid):
+        row = draw.integer(cache.samples), draw.integer(cache.views)
+        if row[0] not in refused:
+            chosen[row] = None
+    return list(chosen)
+
+
+def _pixels(
+    cache: Cache, source: Source, index: np.ndarray, chosen: list[tuple[int, int]], size: tuple[int, int]
+) -> np.ndarray:
+    pixels = np.empty((len(chosen), *size, 3), np.uint8)
+    for i, (sample, k) in enumerate(chosen):
+        view = cache.read_views(k, np.array([sample]))[0]
+        pixels[i] = render(source.image(int(index[sample])), view, size)
+    return pixels
+
+
+def _run(teacher: Teacher, pixels: np.ndarray, batch: int) -> dict[str, np.ndarray]:
+    """The teacher's answers, in batches padded to full size as the builder's are."""
+    parts = []
+    for start in range(0, len(pixels), batch):
+        part = pixels[start : start + batch]
+        full = np.concatenate([part, np.zeros((batch - len(part), *part.shape[1:]), np.uint8)])
+        parts.append({k: v[: len(part)] for k, v in teacher(full).items()})
+    return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
+
+
+def _means(kind: str, said: np.ndarray, kept: np.ndarray) -> dict[str, float]:
+    rows = measure.fidelity(kind, said, kept)
+    if kind == "logits":
+        rows["cosine"] = measure.fidelity("embedding", said, kept)["cosine"]
+    return {k: float(v.mean()) for k, v in rows.items()}
+
+
+# -- two caches --------------------------------------------------------------------------------------------
+
+
+def diff(a: Cache, b: Cache, rows: int = 64) -> dict[str, Any]:
+    """Where two caches differ.
+
+    Returns:
+        ``{"same": bool, "identity": [(field, in a, in b), …], "ids": {"only_a", "only_b", "both"}, "values":
+        {target: fidelity of b to a}}``; the values are of up to ``rows`` keyed rows that both hold.
+    """
+    identity = m.differences(a.identity, b.identity)
+    theirs, ours = set(b.ids), set(a.ids)
+    both = [i for i in a.ids if i in theirs]
+    found = {
+        "same": a.digest == b.digest,
+        "digests": [a.digest, b.digest],
+        "identity": identity,
+        "ids": {"only_a": len(ours - theirs), "only_b": len(theirs - ours), "both": len(both)},
+        "values": {},
+    }
+    invalid = {c.ids[i] for c in (a, b) for i in c.invalid}
+    usable, views = [i for i in both if i not in invalid], min(a.views, b.views)
+    draw = draws("diff", a.digest, b.digest)
+    chosen = [(usable[draw.integer(len(usable))], draw.integer(views)) for _ in range(rows if usable else 0)]
+    for name, target in a.targets.items():
+        if chosen and name in b.targets and b.targets[name].shape == target.shape:
+            said, kept = (np.stack([c[row][name].values for row in chosen]) for c in (a, b))
+            found["values"][name] = _means(target.kind, said, kept)
+    return found

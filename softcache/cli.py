@@ -1,0 +1,366 @@
+"""The command line: each command calls one public function.
+
+Messages and progress go to stderr; ``--json`` puts one JSON value on stdout. Exit status: 0 good, 1 usage or a bad
+input, 2 damage, 3 mismatch, 130 stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from softcache.errors import SoftcacheError, SpecError, nearest
+
+EXAMPLE = """example:
+  build-cache --source data/cifar10 --split train \\
+      --teacher softcache_train.students:resnet56 --weights cifar10_resnet56.safetensors \\
+      --recipe 'crop(32, pad=4)|flip' --views 10 --target 'logits=full(u8)' --target 'layer3=int8' -o caches/cifar10
+
+Run the same command again after a crash or Ctrl-C: it goes on where it stopped."""
+
+# One entry a keyword argument of softcache.build: (metavar, help); a flag's type follows from the signature.
+BUILD_FLAGS: dict[str, tuple[str | None, str]] = {
+    "source": ("PATH", "Parquet folder (Hugging Face layout) or ImageFolder; the layout is recognised and printed"),
+    "split": ("NAME", "the split, where the source has several"),
+    "limit": ("N", "a keyed sample of N images (not the first N)"),
+    "layout": ("NAME", "parquet or imagefolder, where it is not recognised rightly"),
+    "image_column": ("NAME", "the column of a Parquet source that holds the images"),
+    "label_column": ("NAME", "and the one that holds the labels"),
+    "teacher": ("SPEC", "torchvision:NAME, timm:NAME or package.module:factory"),
+    "weights": ("FILE", "the teacher's weights, .safetensors"),
+    "allow_pickle": (None, "allow --weights to be a pickle (recorded in the cache)"),
+    "recipe": ("SPEC", "how views are made, such as 'crop(32, pad=4)|flip' or 'random_resized_crop(224)|flip'"),
+    "views": ("N", "views of each image"),
+    "seed": ("N", "keys the views and the order on disk"),
+    "targets": ("NAME=CODEC", "what to keep, repeatable: 'logits=full(u8)'; any other name is a module: 'layer3=int8'"),
+    "precision": ("P", "fp32, bf16 or fp16"),
+    "device": ("D", "torch device; CUDA where there is one"),
+    "input_size": ("N or H,W", "the teacher's input size, where it does not say so itself"),
+    "mean": ("R,G,B", "its normalisation, of values 0…1"),
+    "std": ("R,G,B", "likewise"),
+    "color": ("ORDER", "its channel order, RGB or BGR"),
+    "batch": ("N", "rows a teacher's batch (part of the cache's identity)"),
+    "block_rows": ("N", "rows a block; about 64 MiB by default"),
+    "skip_corrupt": (None, "keep the rows of unreadable images as invalid, instead of refusing"),
+    "rank": ("N", "this builder's number, of --world that work on one cache"),
+    "world": ("N", "how many builders work on this cache"),
+    "workers": ("N", "threads that decode and render"),
+    "progress": (None, "the live line (--no-progress: silent)"),
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Usage errors exit with 1: 2 means damage here."""
+        self.print_usage(sys.stderr)
+        self.exit(1, f"{self.prog}: error: {message}\n")
+
+
+def build_cache(argv: Sequence[str] | None = None) -> int:
+    """The ``build-cache`` command."""
+    parser = _Parser("build-cache", description="Run a teacher over a dataset once, and keep what it said.")
+    _add_build(parser)
+    return _run(lambda: _build(parser.parse_args(argv)))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The ``softcache`` command."""
+    parser = _Parser("softcache", description="Soft-target caches for knowledge distillation.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    build = commands.add_parser("build", help="build a cache (the same as build-cache)")
+    _add_build(build)
+    build.set_defaults(run=_build)
+
+    show = commands.add_parser("show", help="what a cache holds")
+    show.add_argument("cache", type=Path)
+    show.set_defaults(run=_show)
+
+    verify = commands.add_parser(
+        "verify",
+        help="find damage, or compare with a living teacher",
+        epilog="example: softcache verify caches/x --live 64 --source data/cifar10 --split train --teacher … --weights …",
+    )
+    verify.add_argument("cache", type=Path)
+    verify.add_argument("--read-data", action="store_true", help="read every byte and compare every file's sha256")
+    verify.add_argument("--live", type=int, metavar="N", help="run the teacher on N rows and compare")
+    for name in _LIVE_FLAGS:
+        _add_flag(verify, name, default=None)
+    verify.set_defaults(run=_verify)
+
+    diff = commands.add_parser("diff", help="where two caches differ")
+    diff.add_argument("a", type=Path)
+    diff.add_argument("b", type=Path)
+    diff.set_defaults(run=_diff)
+
+    for one in (show, verify, diff):
+        one.add_argument("--json", action="store_true", help="one JSON value on stdout")
+    arguments = parser.parse_args(argv)
+    return _run(lambda: arguments.run(arguments))
+
+
+def _run(command: Callable[[], int]) -> int:
+    sys.path.append(str(Path.cwd()))  # so that package.module:factory finds your own code
+    try:
+        return command()
+    except SoftcacheError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return e.exit_code
+    except KeyboardInterrupt:
+        print("\nstopped; what was committed is kept: run the same command again to go on", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+# -- build -------------------------------------------------------------------------------------------------
+
+
+def _add_build(parser: argparse.ArgumentParser) -> None:
+    parser.epilog, parser.formatter_class = EXAMPLE, argparse.RawDescriptionHelpFormatter
+    parser.add_argument("config", nargs="?", type=Path, help="YAML file whose keys are these flags' names")
+    parser.add_argument("-o", "--out", type=Path, required=True, metavar="CACHE", help="the cache's folder")
+    for name in BUILD_FLAGS:
+        _add_flag(parser, name, default=argparse.SUPPRESS)
+    parser.add_argument("--json", action="store_true", help="the summary of the cache on stdout")
+
+
+def _add_flag(parser: argparse.ArgumentParser, name: str, default: Any) -> None:
+    metavar, help = BUILD_FLAGS[name]
+    flag = "--target" if name == "targets" else "--" + name.replace("_", "-")
+    if name == "targets":
+        parser.add_argument(flag, dest=name, action="append", metavar=metavar, help=help, default=default)
+    elif metavar is None:
+        action = argparse.BooleanOptionalAction if name == "progress" else "store_true"
+        parser.add_argument(flag, dest=name, action=action, help=help, default=default)
+    else:
+        parser.add_argument(flag, dest=name, type=_types().get(name, str), metavar=metavar, help=help, default=default)
+
+
+def _types() -> dict[str, Callable[[str], Any]]:
+    whole = dict.fromkeys(("limit", "views", "seed", "batch", "block_rows", "rank", "world", "workers"), int)
+    return {**whole, "input_size": _size, "mean": _floats, "std": _floats}
+
+
+def _floats(text: str) -> tuple[float, ...]:
+    return tuple(float(x) for x in text.split(","))
+
+
+def _size(text: str) -> tuple[int, ...]:
+    numbers = tuple(int(x) for x in text.split(","))
+    return numbers * 2 if len(numbers) == 1 else numbers
+
+
+def _build(arguments: argparse.Namespace) -> int:
+    from softcache.builder import build
+
+    options = {k: v for k, v in vars(arguments).items() if k in BUILD_FLAGS}
+    if arguments.config is not None:
+        options = _read_config(arguments.config) | options
+    for name in ("source", "teacher"):
+        if name not in options:
+            raise SpecError(f"--{name} is missing: {BUILD_FLAGS[name][1]}")
+    cache = _validated(build)(arguments.out, **options)
+    if arguments.json:
+        print(json.dumps(summary(cache), indent=2))
+    return 0
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        options = yaml.safe_load(path.read_text())
+    except OSError as e:
+        raise SpecError(f"cannot read the config {path}: {e.strerror}") from None
+    except yaml.YAMLError as e:
+        raise SpecError(f"the config {path} is no YAML: {' '.join(str(e).split())}") from None
+    if not isinstance(options, dict):
+        raise SpecError(f"the config {path} is a mapping of the flags' names to values")
+    for key in options:
+        if key not in BUILD_FLAGS:
+            raise SpecError(f"the config {path} has the unknown key {key!r}{nearest(str(key), BUILD_FLAGS)}")
+    return options
+
+
+def _validated(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function with its arguments checked against its annotations."""
+    import pydantic
+
+    # Annotations name classes that the module imports lazily; pydantic resolves them in its namespace.
+    checked = pydantic.validate_call(config={"arbitrary_types_allowed": True})(function)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return checked(*args, **kwargs)
+        except pydantic.ValidationError as e:
+            if e.title != function.__name__:
+                raise
+            first = e.errors()[0]
+            where = first["loc"][0]
+            raise SpecError(f"--{str(where).replace('_', '-')}: {first['msg']} (it is {first['input']!r})") from None
+
+    return call
+
+
+# -- show, verify, diff ------------------------------------------------------------------------------------
+
+
+def summary(cache: Any) -> dict[str, Any]:
+    """What ``show --json`` prints."""
+    from softcache.manifest import Receipt
+
+    blocks = list(cache.grid.blocks())
+    built = len(blocks) if cache.complete else sum(cache.store.exists(Receipt.path(b)) for b in blocks)
+    found = {
+        "path": str(cache.path),
+        "complete": cache.complete,
+        "digest": cache.manifest.digest if cache.complete else None,
+        "samples": cache.samples,
+        "views": cache.views,
+        "blocks": {"built": built, "total": len(blocks)},
+        "identity": cache.identity,
+    }
+    if cache.complete:
+        found["report"] = cache.manifest.report
+        found["invalid"] = [cache.ids[i] for i in cache.invalid]
+    return found
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    from softcache.cache import open
+
+    found = summary(open(arguments.cache))
+    if arguments.json:
+        print(json.dumps(found, indent=2))
+        return 0
+    for line in _shown(found):
+        print(line)
+    return 0
+
+
+def _shown(found: dict[str, Any]) -> list[str]:
+    identity = found["identity"]
+    source, teacher, recipe = identity["source"], identity["teacher"], identity["recipe"]
+    built, total = found["blocks"]["built"], found["blocks"]["total"]
+    state = f"digest {found['digest']}" if found["complete"] else f"unfinished: {built} of {total} blocks"
+    classes = f"{len(source['classes'])} classes" if source["classes"] else "no class names"
+    split = f" split {source['split']}," if source["split"] else ""
+    size = "x".join(map(str, teacher["input_spec"]["size"]))
+    lines = [
+        f"{found['path']}: {state}",
+        f"  source   {source['layout']},{split} {found['samples']:,} samples, {classes}",
+        f"  recipe   {recipe['spec']}, {found['views']} views, seed {recipe['seed']}",
+        f"  teacher  {teacher['name']} at {size}, {teacher['precision']} on {teacher['processor']}",
+        f"           weights {teacher['weights'] or 'unknown'}",
+    ]
+    report = found.get("report", {})
+    for name, target in identity["targets"].items():
+        bytes_ = report.get("bytes_per_row", {}).get(name)
+        fidelity = ", ".join(f"{k} {v:.3g}" for k, v in report.get("fidelity", {}).get(name, {}).items())
+        told = f", {bytes_:,} bytes a row; {fidelity}" if bytes_ else ""
+        lines.append(f"  target   {name}: {target['kind']} {tuple(target['shape'])} as {target['codec']}{told}")
+    if found["complete"]:
+        lines.append(f"  on disk  {report['bytes'] / 1e6:,.2f} MB in {total:,} blocks")
+        if report["top1"] is not None:
+            lines.append(f"  top-1    {report['top1']:.2%} of {report['labelled']:,} labelled rows, as cached")
+        if found["invalid"]:
+            lines.append(f"  invalid  {len(found['invalid']):,} samples, for example {found['invalid'][0]!r}")
+    return lines
+
+
+_LIVE_FLAGS = (
+    "source", "split", "limit", "layout", "image_column", "label_column", "teacher", "weights", "allow_pickle",
+    "device", "input_size", "mean", "std", "color",
+)  # fmt: skip
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from softcache.cache import open
+    from softcache.checker import verify
+
+    cache = open(arguments.cache)
+    if arguments.live is not None:
+        return _verify_live(arguments, cache)
+    damages = verify(cache, read_data=arguments.read_data)
+    if arguments.json:
+        print(json.dumps([vars(d) for d in damages], indent=2))
+    else:
+        for damage in damages:
+            print(damage)
+    how = "every byte read" if arguments.read_data else "names and sizes; --read-data reads every byte"
+    verdict = f"{len(damages)} damaged files" if damages else f"{cache.digest} is whole"
+    print(f"{arguments.cache}: {verdict} ({how})", file=sys.stderr)
+    return 2 if damages else 0
+
+
+def _verify_live(arguments: argparse.Namespace, cache: Any) -> int:
+    from softcache.checker import verify_live
+    from softcache.source import Source
+    from softcache.teachers import Options, load
+
+    for name in ("source", "teacher"):
+        if getattr(arguments, name) is None:
+            raise SpecError(f"--live needs --{name}: the cache never loads its teacher by itself")
+    if arguments.live < 1:
+        raise SpecError(f"--live {arguments.live}: at least one row")
+    columns = {k: getattr(arguments, k) for k in ("limit", "layout", "image_column", "label_column")}
+    source = Source(arguments.source, split=arguments.split or cache.identity["source"]["split"], **columns)
+    teacher = load(
+        arguments.teacher,
+        Options(
+            weights=Path(arguments.weights) if arguments.weights else None,
+            allow_pickle=bool(arguments.allow_pickle),
+            taps=tuple(t for t in cache.targets if t != "logits"),
+            precision=cache.identity["teacher"]["precision"],
+            batch=cache.identity["teacher"]["batch"],
+            **{k: getattr(arguments, k) for k in ("device", "input_size", "mean", "std", "color")},
+        ),
+    )
+    found = verify_live(cache, source, teacher, arguments.live)
+    if arguments.json:
+        print(json.dumps(found, indent=2))
+        return 0
+    print(f"{'target':20} {'measure':12} {'cache and live':>15} {'live and live':>15}")
+    for name, sides in found.items():
+        for key in sides["cache"]:
+            print(f"{name:20} {key:12} {sides['cache'][key]:15.6g} {sides['control'][key]:15.6g}")
+    return 0
+
+
+def _diff(arguments: argparse.Namespace) -> int:
+    from softcache.cache import open
+    from softcache.checker import diff
+
+    found = diff(open(arguments.a), open(arguments.b))
+    if arguments.json:
+        print(json.dumps(found, indent=2))
+        return 0 if found["same"] else 3
+    if found["same"]:
+        print(f"the same cache, {found['digests'][0]}")
+        return 0
+    for field, a, b in found["identity"]:
+        print(f"{field}: {a} | {b}")
+    ids = found["ids"]
+    print(f"ids: {ids['both']:,} in both, {ids['only_a']:,} only in {arguments.a}, {ids['only_b']:,} only in {arguments.b}")
+    for name, values in found["values"].items():
+        print(f"{name}: " + ", ".join(f"{k} {v:.3g}" for k, v in values.items()))
+    return 3
+
+
+def flags_of_build() -> set[str]:
+    """The keyword arguments of :func:`softcache.build`, which the flags must equal."""
+    from softcache.builder import build
+
+    return {p.name for p in inspect.signature(build).parameters.values() if p.kind is p.KEYWORD_ONLY}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,204 @@
+"""What a build is to make: source, teacher, recipe, targets and the identity they add up to."""
+
+from __future__ import annotations
+
+import platform
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+
+import softcache
+from softcache import cache as caches
+from softcache import manifest as m
+from softcache.block import Grid
+from softcache.errors import MismatchError, SoftcacheError, SourceError, TeacherError, nearest
+from softcache.recipe import Recipe
+from softcache.source import Source
+from softcache.store import Store
+from softcache.targets import Request, Target
+from softcache.teachers import Teacher
+from softcache.zarrfile import Array
+
+_BLOCK_BYTES = 64 << 20  # encoded bytes a block holds by default
+_BLOCK_ROWS = 8192  # and at most this many rows
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything a builder needs, agreed with what the store already holds."""
+
+    store: Store
+    source: Source
+    teacher: Teacher
+    recipe: Recipe
+    identity: m.Identity
+    grid: Grid
+    targets: dict[str, Target]
+    arrays: list[Array]
+    skip_corrupt: bool
+
+    @property
+    def batch(self) -> int:
+        return self.identity.teacher.batch
+
+
+def prepare(
+    store: Store,
+    source: Source,
+    teacher: Teacher,
+    recipe: Recipe,
+    asked: tuple[Request, ...],
+    views: int,
+    block_rows: int | None,
+    skip_corrupt: bool,
+) -> Job:
+    """Agree with the build that has begun in the store, or begin one.
+
+    Raises:
+        MismatchError: the store holds something else, or another build; the first differing field is named.
+        TeacherError, CodecError: the teacher's answers do not fit the targets.
+    """
+    stored = _stored(store)
+    if stored is None:
+        targets = _probe(teacher, asked)
+        identity = _identity(source, teacher, recipe, targets, views, block_rows)
+        stored = _begin(store, source, identity)
+    if stored.digest != (wanted := _wanted(stored, source, teacher, recipe, asked, views, block_rows)).digest:
+        raise _refusal(store, stored, wanted)
+    grid, targets = stored.make_grid(), stored.make_targets()
+    return Job(store, source, teacher, recipe, stored, grid, targets, m.arrays(grid, targets), skip_corrupt)
+
+
+def _stored(store: Store) -> m.Identity | None:
+    if store.exists(m.IDENTITY):
+        if store.exists(m.MANIFEST):
+            caches.open(store.root)  # an edited manifest is damage, not something to build over
+        return caches.read_identity(store)
+    if store.root.exists() and not store.root.is_dir():
+        raise MismatchError(f"{store.root} is a file: name a folder for the cache")
+    foreign = [n for n in store.names() if not n.startswith("ids/")]
+    if foreign:
+        raise MismatchError(
+            f"{store.root} holds something else, for example {foreign[0]!r}: name an empty or a new folder for the cache"
+        )
+    return None
+
+
+def _begin(store: Store, source: Source, identity: m.Identity) -> m.Identity:
+    """Write the ids and the identity once; whoever comes second takes the first one's."""
+    while True:
+        with store.claim("identity") as mine:
+            if store.exists(m.IDENTITY):
+                return caches.read_identity(store)
+            if mine:
+                for array, values in ids_arrays(source.ids):
+                    store.put(array.file(), array.encode(values))
+                store.put(m.IDENTITY, identity.to_bytes())
+                return identity
+        time.sleep(0.05)
+
+
+def ids_arrays(ids: tuple[str, ...]) -> list[tuple[Array, np.ndarray]]:
+    """The constants ``ids/offsets`` and ``ids/bytes``."""
+    raw = [i.encode() for i in ids]
+    offsets = np.concatenate([[0], np.cumsum([len(r) for r in raw])]).astype(np.int64)
+    text = np.frombuffer(b"".join(raw), np.uint8)
+    return [(m.constant(f"ids/{n}", v.shape, v.dtype.name), v) for n, v in (("offsets", offsets), ("bytes", text))]
+
+
+def _probe(teacher: Teacher, asked: tuple[Request, ...]) -> dict[str, Target]:
+    """The targets, their shapes taken from the teacher's answer to one black image."""
+    answer = teacher(np.zeros((1, *teacher.input_spec.size, 3), np.uint8))
+    for request in asked:
+        if request.name not in answer:
+            raise TeacherError(f"the teacher has no target {request.name!r}{nearest(request.name, answer)}")
+    targets = {r.name: r.resolve(tuple(answer[r.name].shape[1:])) for r in asked}
+    for target in targets.values():
+        target.codec.fields(target.shape)  # refuses a shape it cannot hold
+    return targets
+
+
+def _identity(
+    source: Source,
+    teacher: Teacher,
+    recipe: Recipe,
+    targets: dict[str, Target],
+    views: int,
+    block_rows: int | None,
+) -> m.Identity:
+    who = teacher.identity()
+    rows = block_rows or _default_rows(targets, len(source))
+    return m.Identity(
+        version=m.VERSION,
+        source=m.SourceId(
+            layout=source.layout,
+            split=source.split,
+            ids=source.ids_digest,
+            content=source.fingerprint,
+            classes=None if source.classes is None else list(source.classes),
+            decoder=source.decoder(),
+        ),
+        recipe=m.RecipeId(**recipe.identity()),
+        teacher=who.model_copy(update={"batch": min(who.batch, rows)}),
+        targets={n: m.TargetId(**t.identity()) for n, t in targets.items()},
+        grid=m.GridId(
+            samples=len(source), views=views, block_rows=rows, permutation="feistel-6", key=recipe.seed
+        ),
+        libraries=_libraries(teacher),
+    )
+
+
+def _wanted(
+    stored: m.Identity,
+    source: Source,
+    teacher: Teacher,
+    recipe: Recipe,
+    asked: tuple[Request, ...],
+    views: int,
+    block_rows: int | None,
+) -> m.Identity:
+    """The identity this call asks for; shapes come from the stored one, so that no teacher runs to resume."""
+    shapes = {n: tuple(t.shape) for n, t in stored.targets.items()}
+    try:
+        targets = {r.name: r.resolve(shapes.get(r.name, (1,))) for r in asked}
+    except SoftcacheError as e:
+        raise MismatchError(f"the build that has begun has other targets: {e}") from e
+    return _identity(source, teacher, recipe, targets, views, block_rows or stored.grid.block_rows)
+
+
+def _refusal(store: Store, stored: m.Identity, wanted: m.Identity) -> MismatchError:
+    found = m.differences(stored.model_dump(mode="json"), wanted.model_dump(mode="json"))
+    told = "; ".join(f"{path} is {_short(a)} there and {_short(b)} here" for path, a, b in found[:4])
+    more = f" (and {len(found) - 4} more)" if len(found) > 4 else ""
+    return MismatchError(
+        f"{store.root} was begun as another build: {told}{more}. Repeat its settings to go on with it, "
+        "or name another folder"
+    )
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else text[:57] + "…"
+
+
+def _default_rows(targets: dict[str, Target], samples: int) -> int:
+    """A power of two such that a block holds about 64 MiB, is not larger than the source, nor tiny."""
+    row = sum(int(np.prod(f.shape)) * np.dtype(f.dtype).itemsize for t in targets.values() for f in t.fields)
+    rows = 1 << max(4, (_BLOCK_BYTES // max(row, 1)).bit_length() - 1)
+    return min(rows, _BLOCK_ROWS, 1 << max(0, (samples - 1).bit_length()))
+
+
+def _libraries(teacher: Teacher) -> dict[str, str]:
+    ours = {"softcache": softcache.__version__, "numpy": np.__version__, "numcodecs": version("numcodecs")}
+    return ours | {"machine": platform.machine()} | teacher.libraries()
+
+
+def check_sizes(source: Source, views: int) -> None:
+    """Refuse what cannot be a cache before anything is loaded."""
+    if not len(source):
+        raise SourceError(f"{source.describe()} is empty")
+    if views < 1:
+        raise SourceError(f"views is {views}: at least 1")

@@ -1,0 +1,99 @@
+"""What is measured while building: how right the teacher is, and how faithful the codecs are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from softcache.block import Grid
+from softcache.targets import Target
+
+if TYPE_CHECKING:
+    from softcache.cache import Cache
+    from softcache.manifest import Receipt
+
+TEMPERATURES = (1, 4)
+
+
+@dataclass
+class Tally:
+    """Sums over rows; ``sums[target][measure]``, divided by ``measured`` at the end."""
+
+    labelled: int = 0
+    correct: int = 0
+    measured: int = 0
+    sums: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def add(self, name: str, kind: str, said: np.ndarray, kept: np.ndarray) -> None:
+        """Compare float32 rows with what the codec kept of them."""
+        sums = self.sums.setdefault(name, {})
+        for key, values in fidelity(kind, said, kept).items():
+            sums[key] = sums.get(key, 0.0) + float(values.sum())
+        self.measured = max(self.measured, len(said))
+
+
+def fidelity(kind: str, said: np.ndarray, kept: np.ndarray) -> dict[str, np.ndarray]:
+    """Per row: KL(said ‖ kept) in nats at each temperature for logits; relative L2 error and cosine for the rest."""
+    if kind == "logits":
+        return {f"kl_T{T}": kl(said, kept, T) for T in TEMPERATURES}
+    a, b = said.reshape(len(said), -1).astype(np.float64), kept.reshape(len(kept), -1).astype(np.float64)
+    norm = np.linalg.norm(a, axis=1)
+    safe = np.where(norm > 0, norm, 1.0)
+    dot, other = (a * b).sum(axis=1), np.linalg.norm(b, axis=1)
+    cosine = np.where((norm > 0) & (other > 0), dot / (safe * np.where(other > 0, other, 1.0)), 1.0)
+    return {"relative_l2": np.linalg.norm(a - b, axis=1) / safe, "cosine": cosine}
+
+
+def kl(said: np.ndarray, kept: np.ndarray, T: float) -> np.ndarray:  # noqa: N803
+    """KL(softmax(said/T) ‖ softmax(kept/T)) of each row of logits, in nats, float64 ``(n,)``."""
+    p, q = _log_softmax(said, T), _log_softmax(kept, T)
+    return (np.exp(p) * (p - q)).sum(axis=-1)
+
+
+def _log_softmax(logits: np.ndarray, T: float) -> np.ndarray:  # noqa: N803
+    z = logits.astype(np.float64) / T
+    z -= z.max(axis=-1, keepdims=True)
+    return z - np.log(np.exp(z).sum(axis=-1, keepdims=True))
+
+
+def report(receipts: list[Receipt], grid: Grid, targets: Mapping[str, Target]) -> dict[str, Any]:
+    """The manifest's report: top-1 of what was kept, fidelity and bytes a row."""
+    labelled, measured = sum(r.labelled for r in receipts), sum(r.measured for r in receipts)
+    found: dict[str, Any] = {
+        "bytes": sum(e.bytes for r in receipts for e in r.files),
+        "bytes_per_row": {n: _row_bytes(t) for n, t in targets.items()},
+        "fidelity": {},
+        "labelled": labelled,
+        "top1": sum(r.correct for r in receipts) / labelled if labelled else None,
+    }
+    for name in targets if measured else ():
+        keys = receipts[0].fidelity.get(name, {})
+        found["fidelity"][name] = {
+            k: sum(r.fidelity.get(name, {}).get(k, 0.0) for r in receipts) / measured for k in keys
+        }
+    return found
+
+
+def _row_bytes(target: Target) -> int:
+    """Bytes of a row before zstd."""
+    return sum(int(np.prod(f.shape)) * np.dtype(f.dtype).itemsize for f in target.fields)
+
+
+def tell(cache: Cache) -> str:
+    """What a build says at its end."""
+    assert cache.manifest is not None
+    r = cache.manifest.report
+    rows = cache.samples * cache.views
+    lines = [f"{cache.path}: {cache.samples:,} samples × {cache.views} views, {r['bytes'] / 1e6:,.2f} MB"]
+    lines[0] += f" ({r['bytes'] / rows:,.1f} bytes a view on disk), digest {cache.digest[:16]}"
+    for name, values in r["fidelity"].items():
+        told = ", ".join(f"{k} {v:.3g}" for k, v in values.items())
+        lines.append(f"  {name} as {cache.targets[name].spec}: {r['bytes_per_row'][name]:,} bytes a row; {told}")
+    if r["top1"] is not None:
+        lines.append(f"  top-1 of what was cached against the labels: {r['top1']:.2%} of {r['labelled']:,} rows")
+    if cache.manifest.invalid:
+        lines.append(f"  {len(cache.manifest.invalid):,} samples are invalid: their images could not be read")
+    return "\n".join(lines)

@@ -1,0 +1,90 @@
+"""The live line of a build: rates, and which stage is the limit."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+_WINDOW = 20.0  # seconds the rates look back
+STAGES = ("decode", "teacher", "write")
+
+
+@dataclass
+class Meter:
+    """Counts rows and bytes, and how long the main loop waited for each stage.
+
+    The main loop waits for pixels (decode), runs the teacher, and waits for the writer when that falls behind: the
+    stage it spends most of its time in is the limit.
+    """
+
+    total: int
+    show: bool = True
+    rows: int = 0
+    bytes: int = 0
+    queue: int = 0
+    spent: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+    _begun: float = field(default_factory=time.monotonic)
+    _printed: float = 0.0
+    _past: deque[tuple[float, int, int, dict[str, float]]] = field(default_factory=deque)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time spent here is time the main loop spends in, or waiting for, this stage."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.spent[name] += time.monotonic() - start
+
+    def add(self, rows: int) -> None:
+        """Rows the teacher answered; prints the line when it is due."""
+        self.rows += rows
+        now = time.monotonic()
+        self._past.append((now, self.rows, self.bytes, dict(self.spent)))
+        while len(self._past) > 2 and now - self._past[0][0] > _WINDOW:
+            self._past.popleft()
+        terminal = sys.stderr.isatty()
+        if self.show and now - self._printed > (0.5 if terminal else 15.0) and now - self._begun > 0.5:
+            self._printed = now
+            print(self.line(), end="\r" if terminal else "\n", file=sys.stderr, flush=True)
+
+    def limit(self) -> tuple[str, float]:
+        """The stage that takes the largest share of the main loop's time, and that share."""
+        now, then = self.spent, self._past[0][3] if self._past else dict.fromkeys(STAGES, 0.0)
+        shares = {s: now[s] - then[s] for s in STAGES}
+        if sum(shares.values()) <= 0:
+            shares = now
+        name = max(shares, key=lambda s: shares[s])
+        return name, shares[name] / (sum(shares.values()) or 1.0)
+
+    def line(self) -> str:
+        """One line: progress, rates over the last seconds, time left, the limit."""
+        start, rows, size, _ = self._past[0] if self._past else (self._begun, 0, 0, {})
+        span = max(time.monotonic() - start, 1e-6)
+        rate = (self.rows - rows) / span or self.rows / max(time.monotonic() - self._begun, 1e-6)
+        left = (self.total - self.rows) / rate if rate else 0.0
+        limit, share = self.limit()
+        return (
+            f"{self.rows:,}/{self.total:,} rows · {rate:,.0f} rows/s · {(self.bytes - size) / span / 1e6:,.1f} MB/s "
+            f"written · {self.queue} batches waiting to be written · {_clock(left)} left · "
+            f"the limit is {limit} ({share:.0%})   "
+        )
+
+    def summary(self) -> str:
+        """One line for the end."""
+        span = max(time.monotonic() - self._begun, 1e-6)
+        limit, share = self.limit()
+        return (
+            f"{self.rows:,} rows through the teacher in {_clock(span)} ({self.rows / span:,.0f} rows/s), "
+            f"{self.bytes / 1e6:,.1f} MB written; the limit was {limit} ({share:.0%} of the time)"
+        )
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
