@@ -113,5 +113,5 @@ def digest(data: bytes | memoryview) -> str:
 
 
 def digest_ids(ids: Iterable[str]) -> str:
-    """sha256 over ids in order, each with its length in front, so that no two lists collide."""
-    return digest("".join(f"{len(id)}:{id}," for id in ids).encode())
+    """sha256 over ids in order."""
+    return digest(canonical_json(list(ids)))
