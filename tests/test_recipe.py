@@ -325,9 +325,7 @@ def test_random_resized_crop_falls_back_to_the_middle(width: int, height: int):
     assert abs(2 * view.y + view.height - height) <= 1
 
 
-@pytest.mark.parametrize(
-    ("p", "low", "high"), [(0.5, 0.46, 0.54), (0.1, 0.07, 0.13), (0, 0, 0), (1, 1, 1)]
-)
+@pytest.mark.parametrize(("p", "low", "high"), [(0.5, 0.46, 0.54), (0.1, 0.07, 0.13), (0, 0, 0), (1, 1, 1)])
 def test_flip_frequency(p: float, low: float, high: float):
     recipe = Recipe(f"flip(p={p})", 0)
     share = np.mean([recipe.view(str(i), 0, 8, 8).flip for i in range(2000)])

@@ -116,9 +116,7 @@ def _call(name: str, op: Op) -> specs.Call:
     """The one way to write ``op``: required options in order, others by name if not default."""
     values = [(f, _plain(getattr(op, f.name))) for f in fields(op)]
     args = tuple(value for f, value in values if f.default is MISSING)
-    kwargs = tuple(
-        sorted((f.name, value) for f, value in values if f.default not in (MISSING, value))
-    )
+    kwargs = tuple(sorted((f.name, value) for f, value in values if f.default not in (MISSING, value)))
     return specs.Call(name, args, kwargs)
 
 

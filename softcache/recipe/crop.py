@@ -83,9 +83,7 @@ class RandomResizedCrop:
         height_width("random_resized_crop", self.size)
         interval("random_resized_crop", "ratio", self.ratio)
         if interval("random_resized_crop", "scale", self.scale)[1] > 1:
-            raise SpecError(
-                f"random_resized_crop: scale is a share of the area, at most 1, not {self.scale}"
-            )
+            raise SpecError(f"random_resized_crop: scale is a share of the area, at most 1, not {self.scale}")
 
     def size_after(self, size: Size | None) -> Size | None:
         return height_width("random_resized_crop", self.size)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -53,12 +54,11 @@ class Source:
     ) -> None:
         self.layout = _layout(data, layout)
         self._samples = _open(data, self.layout, split, image_column, label_column)
+        _check(self._samples.ids, _name(data))
         self._rows = _choose(self._samples.ids, limit)
         self.split = self._samples.split
         self.ids = tuple(self._samples.ids[row] for row in self._rows)
         self.classes = self._samples.classes
-        if not self.ids:
-            raise SourceError(f"there are no images in {_name(data)} ({self.layout})")
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -211,6 +211,19 @@ def _open(
     if split is not None:
         raise SourceError(f"a {type(data).__name__} is one split already; leave split={split!r} out")
     return dataset.open_dataset(data, image_column, label_column)
+
+
+def _check(ids: Sequence[str], where: str) -> None:
+    if not ids:
+        raise SourceError(f"there are no images in {where}")
+    if len(set(ids)) < len(ids):
+        twice = next(id for id, count in Counter(ids).items() if count > 1)
+        raise SourceError(f"{where} has two samples called {twice!r}; keep one, or rename it")
+    try:
+        "".join(ids).encode()
+    except UnicodeEncodeError as e:
+        bad = ascii(e.object[max(0, e.start - 20) : e.end + 20])
+        raise SourceError(f"{where} has a file name that is not UTF-8, near {bad}; rename it") from None
 
 
 def _choose(ids: Sequence[str], limit: int | None) -> Sequence[int]:
