@@ -218,8 +218,13 @@ def test_files_of_two_exports_are_not_mixed(tmp_path: Path):
 
 def test_a_damaged_parquet_file_is_named(tmp_path: Path):
     file = write_parquet(tmp_path / "train.parquet", {"image": images(2)})
-    file.write_bytes(file.read_bytes()[:-40])
-    with pytest.raises(SourceError, match=r"train\.parquet"):
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-40])
+    with pytest.raises(SourceError, match=r"cannot read .*train\.parquet"):
+        Source(file)
+    pages = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")  # all before the footer
+    file.write_bytes(b"\xff" * pages + whole[pages:])
+    with pytest.raises(SourceError, match=r"cannot read .*train\.parquet"):
         Source(file)
 
 

@@ -22,7 +22,7 @@ from softcache.keyed import hash64
 from softcache.source import dataset, imagefolder, parquet
 from softcache.source.decode import to_rgb
 from softcache.source.layout import Samples
-from softcache.spec import canonical_json
+from softcache.spec import canonical_json, digest, digest_ids
 
 __all__ = ["Source", "find_unreadable"]
 
@@ -107,7 +107,7 @@ class Source:
     @cached_property
     def ids_digest(self) -> str:
         """sha256 over the ids in order."""
-        return hashlib.sha256(canonical_json(self.ids)).hexdigest()
+        return digest_ids(self.ids)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -240,7 +240,7 @@ def _name(data: Any) -> str:
 
 def _digest(content: bytes | np.ndarray) -> str:
     if isinstance(content, bytes):
-        return hashlib.sha256(content).hexdigest()
+        return digest(content)
     total = hashlib.sha256(repr(content.shape).encode())
     total.update(np.ascontiguousarray(content).data)
     return total.hexdigest()

@@ -94,11 +94,14 @@ def _read(file: Path, schema: Any, image: str, label: str | None) -> _Part:
             )
         rows = opened.metadata.num_rows
         paths, labels = [None] * rows, np.full(rows, -1, np.int64)
-        if path:
-            paths = opened.read(columns=[path]).flatten().column(0).to_pylist()
-        if label:
-            column = opened.read(columns=[label]).column(0)
-            labels = column.fill_null(-1).to_numpy().astype(np.int64)
+        try:
+            if path:
+                paths = opened.read(columns=[path]).flatten().column(0).to_pylist()
+            if label:
+                column = opened.read(columns=[label]).column(0)
+                labels = column.fill_null(-1).to_numpy().astype(np.int64)
+        except (OSError, ValueError) as e:
+            raise _damaged(file, e) from e
         return _Part(opened.metadata, paths, labels)
 
 
@@ -144,7 +147,11 @@ def _open(file: Path) -> Any:
     try:
         return ParquetFile(file)
     except (OSError, ValueError) as e:
-        raise SourceError(f"cannot read {file}: {e}; damaged or not Parquet: fetch it again") from e
+        raise _damaged(file, e) from e
+
+
+def _damaged(file: Path, e: Exception) -> SourceError:
+    return SourceError(f"cannot read {file}: {e}; damaged or not Parquet: fetch it again")
 
 
 def _features(schema: Any) -> dict[str, Any]:
@@ -152,11 +159,13 @@ def _features(schema: Any) -> dict[str, Any]:
         features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
     except (TypeError, KeyError, ValueError):
         return {}
-    return features if isinstance(features, dict) else {}
+    if not isinstance(features, dict):
+        return {}
+    return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
 
 
 def _of_type(features: dict[str, Any], kind: str) -> list[str]:
-    return [n for n, f in features.items() if isinstance(f, dict) and f.get("_type") == kind]
+    return [name for name, feature in features.items() if feature.get("_type") == kind]
 
 
 def _leaf(schema: Any, column: str, child: str) -> str | None:
