@@ -12,11 +12,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from softcache.errors import DamageError, MismatchError, nearest
 from softcache.spec import canonical_json, digest
@@ -39,12 +39,12 @@ class Checkpoint:
     num_classes: int
     input_spec: dict[str, Any]
     """What the student is fed with."""
-    epoch: int
-    step: int
+    epoch: int = 0
+    step: int = 0
     """The next step of the epoch."""
-    totals: list[float]
-    """Sums of the losses over the epoch's steps so far."""
-    history: list[dict[str, Any]]
+    totals: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    """Sums of CE and KD over the epoch's steps so far."""
+    history: list[dict[str, Any]] = field(default_factory=list)
     """One entry for each finished epoch."""
     scaler: dict[str, Any] = field(default_factory=dict)
     files: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -52,15 +52,12 @@ class Checkpoint:
     version: int = VERSION
 
 
-def save(
-    store: Store, state: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer
-) -> None:
+def save(store: Store, state: Checkpoint, model: nn.Module, optimizer: Optimizer) -> None:
     """Put a checkpoint into ``store`` and remove the one before it. Raises :class:`StoreError`."""
-    steps_taken = f"{state.epoch:04d}-{state.step:06d}"
     files = {}
     for kind, tensors in (("model", model.state_dict()), ("optimizer", _flatten(optimizer))):
         data = to_bytes({k: t.detach().cpu().contiguous().clone() for k, t in tensors.items()})
-        files[kind] = {"file": f"{kind}-{steps_taken}.safetensors", "sha256": digest(data)}
+        files[kind] = {"file": file_name(kind, state.epoch, state.step), "sha256": digest(data)}
         store.put(files[kind]["file"], data)
     store.put(NAME, canonical_json({**asdict(state), "files": files}))
     kept = {f["file"] for f in files.values()}
@@ -68,6 +65,11 @@ def save(
         for path in store.root.glob(f"{kind}-*.safetensors"):
             if path.name not in kept:
                 path.unlink()
+
+
+def file_name(kind: str, epoch: int, step: int) -> str:
+    """Where the tensors of ``kind`` (``model``, ``optimizer``) lie at a moment of the run."""
+    return f"{kind}-{epoch:04d}-{step:06d}.safetensors"
 
 
 def read(store: Store) -> Checkpoint | None:
@@ -94,7 +96,7 @@ def restore(
     store: Store,
     state: Checkpoint,
     model: nn.Module,
-    optimizer: torch.optim.Optimizer | None = None,
+    optimizer: Optimizer | None = None,
 ) -> None:
     """Load the checkpoint's tensors into a model, and into its optimizer where one is given.
 
@@ -123,8 +125,8 @@ def require_same(state: Checkpoint, config: dict[str, Any], cache: str, where: P
     for key in sorted(mine.keys() | theirs.keys()):
         if mine.get(key) != theirs.get(key):
             raise MismatchError(
-                f"the run in {where} has {key}={theirs.get(key)!r}, this one {key}={mine.get(key)!r}: "
-                "give another folder with -o, or the same options to resume"
+                f"the run in {where} has {key}={theirs.get(key)!r}, this one "
+                f"{key}={mine.get(key)!r}: give another folder with -o, or the same options to resume"
             )
 
 
@@ -141,11 +143,11 @@ def load_student(path: str | Path) -> nn.Module:
         raise DamageError(f"no checkpoint in {path}: {NAME} is missing")
     model = students.make(state.config["student"], state.num_classes)
     restore(store, state, model)
-    model.input_spec = state.input_spec  # pyright: ignore[reportAttributeAccessIssue]
+    model.input_spec = state.input_spec  # pyright: ignore[reportArgumentType]
     return model.eval()
 
 
-def _flatten(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def _flatten(optimizer: Optimizer) -> dict[str, Tensor]:
     state = optimizer.state_dict()["state"]
     return {
         f"{parameter}.{name}": value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -68,16 +68,14 @@ class Config(BaseModel):
     checkpoint_every: PositiveInt | None = None
     """Steps between checkpoints within an epoch; there is one at the end of every epoch."""
     out: str | None = None
-    """The run's folder; by default ``runs/<config>-<digest of what decides the weights>``."""
+    """The run's folder; by default ``runs/<student>-<digest of cache and options>``."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> Config:
         if self.nesterov and self.optimizer == "sgd" and self.momentum == 0:
             raise ValueError("nesterov needs momentum above 0; set nesterov to false")
         if self.warmup_epochs >= self.epochs:
-            raise ValueError(
-                f"warmup_epochs={self.warmup_epochs} leaves none of {self.epochs} epochs"
-            )
+            raise ValueError(f"warmup_epochs={self.warmup_epochs} leaves none of {self.epochs} epochs")
         if self.weights is not None and self.teacher is None:
             raise ValueError("weights are a live teacher's: set teacher too")
         return self
@@ -87,8 +85,8 @@ class Config(BaseModel):
         return self.model_dump(exclude=set(NO_EFFECT_ON_WEIGHTS))
 
 
-def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
-    """The config file at ``path``, with ``key=value`` overrides whose values are YAML.
+def load(path: str | Path, overrides: Iterable[str] = (), flags: Mapping[str, Any] | None = None) -> Config:
+    """The config file at ``path``, with ``key=value`` overrides (values in YAML), then ``flags``.
 
     Raises :class:`SpecError` that names the file and the key for anything that cannot be
     understood.
@@ -110,16 +108,14 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
             options[key.strip()] = yaml.safe_load(value)
         except yaml.YAMLError as e:
             raise SpecError(f"--set {override!r}: the value is not YAML") from e
-    return check(options, str(path))
+    return check({**options, **(flags or {})}, str(path))
 
 
 def check(options: dict[str, Any], where: str = "config") -> Config:
     """Options → :class:`Config`. Raises :class:`SpecError` with the nearest known key."""
     for key in options:
         if key not in Config.model_fields:
-            raise SpecError(
-                f"{where}: unknown option {key!r}{nearest(str(key), Config.model_fields)}"
-            )
+            raise SpecError(f"{where}: unknown option {key!r}{nearest(str(key), Config.model_fields)}")
     try:
         return Config(**options)
     except ValidationError as e:

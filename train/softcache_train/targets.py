@@ -30,9 +30,7 @@ class TargetSource(Protocol):
     @property
     def size(self) -> tuple[int, int] | None: ...
 
-    def __call__(
-        self, view: int, samples: np.ndarray, pixels: np.ndarray | None
-    ) -> dict[str, Dense]:
+    def __call__(self, view: int, samples: np.ndarray, pixels: np.ndarray | None) -> dict[str, Dense]:
         """Targets of ``samples`` (int64 (B,), indices into ``cache.ids``) in view number ``view``.
 
         ``pixels`` is the rendered views, uint8 (B, *size, 3), or None when ``size`` is None.
@@ -47,10 +45,10 @@ class CacheTargets:
 
     def __init__(self, cache: Cache, names: Iterable[str] | None = None):
         self.cache = cache
-        self.names = None if names is None else tuple(names)
+        self.names = tuple(cache.targets if names is None else names)
 
-    def __call__(
-        self, view: int, samples: np.ndarray, pixels: np.ndarray | None = None
-    ) -> dict[str, Dense]:
+    def __call__(self, view: int, samples: np.ndarray, pixels: np.ndarray | None = None) -> dict[str, Dense]:
+        if not self.names:
+            return {}
         decoded = self.cache.read(view, samples, self.names)
         return {name: Dense(torch.from_numpy(d.values)) for name, d in decoded.items()}

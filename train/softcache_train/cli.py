@@ -1,0 +1,107 @@
+"""``softcache-train``: train a student from a cache, with the teacher nowhere on the machine."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import NoReturn
+
+from softcache.errors import SoftcacheError, SpecError
+
+USAGE = """
+softcache-train CONFIG --cache CACHE --source SOURCE [options]
+       softcache-train demo [options]
+"""
+EXAMPLE = """
+example:
+  softcache-train train/configs/cifar10_resnet8_kd.yaml --cache caches/cifar10 \\
+      --source data/cifar10 --set epochs=10 lr=0.05
+
+Run again after a stop, the same command goes on where it was. On several processors:
+  torchrun --nproc-per-node 2 -m softcache_train.cli CONFIG --cache … --source …
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise SpecError(f"{message}; see softcache-train --help")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit status: 0 good, 1 usage, 2 damage, 3 mismatch, 130 Ctrl-C."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    try:
+        if argv[:1] == ["demo"]:
+            from softcache_train import demo
+
+            return demo.main(argv[1:])
+        return _train(_parser().parse_args(argv))
+    except SoftcacheError as e:
+        print(f"softcache-train: {e}", file=sys.stderr)
+        return e.exit_code
+    except KeyboardInterrupt:
+        print("softcache-train: stopped; run the same command again to go on", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="softcache-train",
+        usage=USAGE.strip(),
+        description=__doc__,
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("config", metavar="CONFIG", help="a YAML file of options")
+    parser.add_argument("--cache", required=True, help="the folder that build-cache wrote")
+    parser.add_argument("--source", required=True, help="the images it was built from")
+    parser.add_argument("--split", help="the source's split; by default the cache's own")
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="options over those of CONFIG, values as in YAML",
+    )
+    parser.add_argument("-o", "--out", help="the run's folder (the option out)")
+    parser.add_argument("--teacher", help="run this teacher at every step in place of the cache's targets")
+    parser.add_argument("--weights", help="the live teacher's weights, safetensors")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
+    return parser
+
+
+def _train(args: argparse.Namespace) -> int:
+    from softcache import cache as caches
+    from softcache.source import Source
+    from softcache_train import config as configs
+    from softcache_train.loop import train
+
+    flags = {"out": args.out, "teacher": args.teacher, "weights": args.weights}
+    config = configs.load(args.config, args.set, {k: v for k, v in flags.items() if v is not None})
+    cache = caches.open(args.cache)
+    built = cache.identity["source"]
+    source = Source(args.source, split=args.split or built["split"], layout=built["layout"])
+    val_source = None
+    if config.val_split is not None:
+        val_source = Source(args.source, split=config.val_split, layout=built["layout"])
+    result = train(config, cache, source, val_source=val_source)
+    if int(os.environ.get("RANK", 0)) > 0:
+        return 0
+    if args.json:
+        print(json.dumps(asdict(result)))
+    top1 = "not measured" if result.top1 is None else f"{result.top1:.2%}"
+    print(
+        f"top-1 {top1} after {result.epochs} epochs, {result.step_ms:.1f} ms a step, "
+        f"{result.images_per_second:,.0f} images/s; the student: {result.model}",
+        file=sys.stderr if args.json else sys.stdout,
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,245 @@
+"""A cache and its source → batches: the very pixels that the teacher saw, and what it said.
+
+Pixels are rendered by threads, ahead of the step and in the order of the steps; targets are read by
+the thread that iterates. What a batch holds is a function of (seed, epoch, step, rank, world)
+alone.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from softcache import canary
+from softcache.cache import Cache
+from softcache.errors import MismatchError, SpecError, nearest
+from softcache.recipe import View, render
+from softcache.source import Source
+from softcache_train.order import Order
+from softcache_train.targets import CacheTargets, Dense, TargetSource
+
+DECODED_BYTES = 1 << 30  # decoded images kept in memory, so that a small dataset is decoded once
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's rows of one rank.
+
+    ``images`` float32 (B, 3, h, w), normalised; ``labels`` int64 (B,), the cache's classes, −1
+    where unknown; ``index`` int64 (B,), indices into ``cache.ids``; ``view`` the view number and
+    ``views`` the realised views; ``targets`` by name, also as ``batch["logits"]``.
+    """
+
+    images: Tensor
+    labels: Tensor
+    index: np.ndarray
+    view: int
+    views: list[View]
+    targets: dict[str, Dense]
+
+    def __getitem__(self, name: str) -> Dense:
+        if name not in self.targets:
+            raise SpecError(f"the batch has no target {name!r}{nearest(name, self.targets)}")
+        return self.targets[name]
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def to(self, device: torch.device | str) -> Batch:
+        return replace(
+            self,
+            images=self.images.to(device, non_blocking=True),
+            labels=self.labels.to(device, non_blocking=True),
+            targets={name: target.to(device) for name, target in self.targets.items()},
+        )
+
+
+class Loader:
+    """Batches of a cache. Iterating gives the rest of one epoch, from ``epoch`` and ``step``.
+
+    Both can be set, and say at every moment which batch comes next; at the end of an epoch
+    ``epoch`` has grown by one. So a loop that was broken off goes on where it was.
+
+    Args:
+        source: the images the cache was built from; see :func:`softcache.canary.pair`.
+        global_batch: rows a step over all ranks; the last, partial batch of an epoch is dropped.
+        size: (h, w) of the pixels; by default that of ``input_spec``.
+        input_spec: ``size``, ``mean``, ``std`` (of pixels in 0…1) and ``color``; the teacher's by
+            default.
+        workers: threads that decode and render; 0 does it in the thread that iterates.
+        targets: names of the targets to read; all by default.
+        target_source: where targets come from; the cache by default.
+        samples: int64 indices into ``cache.ids`` to train on; all valid ones by default.
+
+    Raises:
+        MismatchError: the source is not the one the cache was built from, or a target is constant
+            across a batch.
+        SpecError: no full batch fits, a sample is invalid, or an option cannot be understood.
+    """
+
+    def __init__(
+        self,
+        cache: Cache,
+        source: Source,
+        *,
+        global_batch: int,
+        seed: int = 0,
+        size: tuple[int, int] | None = None,
+        input_spec: Mapping[str, Any] | None = None,
+        workers: int = 2,
+        targets: Iterable[str] | None = None,
+        rank: int = 0,
+        world: int = 1,
+        target_source: TargetSource | None = None,
+        samples: np.ndarray | None = None,
+    ):
+        self.pairing = canary.pair(cache, source)
+        self.cache, self.source = cache, source
+        self.input_spec = input_spec or cache.identity["teacher"]["input_spec"]
+        height, width = size or self.input_spec["size"]
+        self.size = (height, width)
+        if world > global_batch:
+            raise SpecError(f"a global batch of {global_batch} leaves some of {world} ranks no row")
+        self.workers = workers
+        self.rank, self.world = rank, world
+        self.target_source = target_source or CacheTargets(cache, targets)
+        samples = trainable(cache) if samples is None else np.asarray(samples, np.int64)
+        if refused := np.intersect1d(samples, cache.invalid).tolist():
+            raise SpecError(f"{cache.ids[refused[0]]!r} cannot be trained on: its image is unreadable")
+        self.order = Order(samples, cache.views, global_batch, seed)
+        self.labels = class_labels(cache, source, self.pairing.index)
+        self.image = _Decoded(source, self.pairing.index)
+        self.epoch = self.step = 0
+
+    def __len__(self) -> int:
+        """Steps in an epoch."""
+        return self.order.steps
+
+    def __iter__(self) -> Iterator[Batch]:
+        epoch = self.epoch
+        for step, batch in self._ahead(epoch, range(self.step, len(self))):
+            self.step = step + 1
+            yield batch
+        self.epoch, self.step = epoch + 1, 0
+
+    def batch(self, epoch: int, step: int) -> Batch:
+        """The batch of one step, whatever was iterated before."""
+        rows, view, views = self._rows(epoch, step)
+        return self._batch(rows, view, views, *self._render(rows, views))
+
+    def _ahead(self, epoch: int, steps: range) -> Iterator[tuple[int, Batch]]:
+        """Batches in order, the pixels of the next few being rendered by the workers."""
+        if not self.workers:
+            yield from ((step, self.batch(epoch, step)) for step in steps)
+            return
+        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="softcache-render")
+        waiting: deque[tuple[int, Any, Future[Any]]] = deque()
+        try:
+            for step in steps:
+                rows, view, views = self._rows(epoch, step)
+                pixels = pool.submit(self._render, rows, views)
+                waiting.append((step, (rows, view, views), pixels))
+                if len(waiting) > self.workers + 1:
+                    yield self._next(waiting)
+            while waiting:
+                yield self._next(waiting)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _next(self, waiting: deque[tuple[int, Any, Future[Any]]]) -> tuple[int, Batch]:
+        step, which, pixels = waiting.popleft()
+        return step, self._batch(*which, *pixels.result())
+
+    def _rows(self, epoch: int, step: int) -> tuple[np.ndarray, int, list[View]]:
+        rows, view = self.order.rows(epoch, step, self.rank, self.world), self.order.view(epoch)
+        return rows, view, self.cache.read_views(view, rows)
+
+    def _render(self, rows: np.ndarray, views: list[View]) -> tuple[Tensor, np.ndarray | None]:
+        """The student's images, and the pixels that the target source asks for."""
+        images = [self.image(sample) for sample in rows.tolist()]
+        pixels = stack_views(images, views, self.size)
+        asked = self.target_source.size
+        shown = pixels if asked in (None, self.size) else stack_views(images, views, asked)
+        return normalise(pixels, self.input_spec), None if asked is None else shown
+
+    def _batch(
+        self,
+        rows: np.ndarray,
+        view: int,
+        views: list[View],
+        images: Tensor,
+        pixels: np.ndarray | None,
+    ) -> Batch:
+        targets = self.target_source(view, rows, pixels)
+        for name, target in targets.items():
+            if len(rows) > 1 and bool((target.values[1:] == target.values[:1]).all()):
+                raise MismatchError(
+                    f"the target {name!r} is the same for all {len(rows)} samples of a batch: the "
+                    "teacher did not see its input, or this cache is not of these images"
+                )
+        return Batch(images, torch.from_numpy(self.labels[rows]), rows, view, views, targets)
+
+
+class _Decoded:
+    """Decoded images of the cache's samples, the first :data:`DECODED_BYTES` of them kept."""
+
+    def __init__(self, source: Source, index: np.ndarray):
+        self.source, self.index = source, index
+        self.kept: dict[int, np.ndarray] = {}
+        self.room = DECODED_BYTES
+        self.lock = threading.Lock()
+
+    def __call__(self, sample: int) -> np.ndarray:
+        image = self.kept.get(sample)
+        if image is None:
+            image = self.source.image(int(self.index[sample]))
+            with self.lock:
+                if sample not in self.kept and image.nbytes <= self.room:
+                    self.kept[sample] = image
+                    self.room -= image.nbytes
+        return image
+
+
+def trainable(cache: Cache) -> np.ndarray:
+    """int64 indices into ``cache.ids`` of the samples whose images could be read."""
+    return np.setdiff1d(np.arange(cache.samples), cache.invalid)
+
+
+def class_labels(cache: Cache, source: Source, index: np.ndarray) -> np.ndarray:
+    """int64, as ``index``: the cache's class, by name, of some images of ``source``; −1 if
+    unknown."""
+    labels = source.labels[index]
+    if cache.classes is None or source.classes is None:
+        return labels
+    ours = {name: number for number, name in enumerate(cache.classes)}
+    table = np.array([ours.get(name, -1) for name in source.classes], np.int64)
+    return np.where(labels >= 0, table[labels], -1)
+
+
+def stack_views(images: list[np.ndarray], views: list[View], size: tuple[int, int]) -> np.ndarray:
+    """Rendered views, uint8 (B, h, w, 3)."""
+    pixels = np.empty((len(images), *size, 3), np.uint8)
+    for out, image, view in zip(pixels, images, views, strict=True):
+        out[:] = render(image, view, size)
+    return pixels
+
+
+def normalise(pixels: np.ndarray, input_spec: Mapping[str, Any]) -> Tensor:
+    """uint8 RGB (B, h, w, 3) → float32 (B, 3, h, w): (x/255 − mean) / std, channels as ``color``
+    says."""
+    if input_spec["color"] == "BGR":
+        pixels = pixels[..., ::-1]
+    mean, std = (np.array(input_spec[k], np.float32).reshape(3, 1, 1) for k in ("mean", "std"))
+    images = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), np.float32)
+    images /= 255
+    images -= mean
+    images /= std
+    return torch.from_numpy(images)

@@ -1,0 +1,262 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import math
+import signal
+import statistics
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from softcache.cache import Cache
+from softcache.errors import MismatchError, SoftcacheError, SpecError, nearest
+from softcache.keyed import hash64
+from softcache.source import Source
+from softcache.spec import canonical_json, digest
+from softcache.store import Store
+from softcache_train import checkpoint, online, ranks, students, validation
+from softcache_train.checkpoint import Checkpoint
+from softcache_train.config import Config
+from softcache_train.loader import Loader
+from softcache_train.objectives import cross_entropy, kd
+from softcache_train.progress import Progress
+from softcache_train.targets import CacheTargets, TargetSource
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run came to.
+
+    ``out`` is its folder and ``model`` the student's weights in it. ``top1`` in 0…1, None without
+    labelled images to validate on. ``step_ms`` and ``images_per_second`` (over all ranks) are
+    medians over the epochs, validation not counted.
+    """
+
+    out: str
+    model: str
+    epochs: int
+    top1: float | None
+    step_ms: float
+    images_per_second: float
+
+
+class TrainingDiverged(SoftcacheError):  # noqa: N818 - named for what it is
+    """The loss is no longer a number."""
+
+
+def train(config: Config, cache: Cache, source: Source, *, val_source: Source | None = None) -> Result:
+    """Train a student from a cache, or go on with the run in the same folder.
+
+    The loss is (1 − alpha) · CE + alpha · KD(T) (Hinton et al. 2015). A run that was stopped and
+    resumed at any step ends with the very weights of one that was not (on one kind of CPU, with as
+    many threads). Under torchrun every rank calls this alike; batch norm then sees a rank's share
+    of the batch, and rank 0's statistics are kept. Progress goes to stderr. Seeds torch's global
+    stream.
+
+    Raises:
+        MismatchError: the source or the run's folder belong to another cache or other options.
+        SpecError: options that do not fit the cache.
+        TrainingDiverged: the loss is not finite; the last checkpoint is kept.
+        KeyboardInterrupt: Ctrl-C, once the step is done and a checkpoint written.
+    """
+    with ranks.join() as team, _interrupts() as interrupted:
+        device, num_classes = team.device, _num_classes(config, cache)
+        torch.manual_seed(config.seed)
+        student = students.make(config.student, num_classes).to(device)
+        input_spec = getattr(student, "input_spec", cache.identity["teacher"]["input_spec"])
+        divided = validation.split(cache, source, val_source, config.val_limit)
+        loader = Loader(
+            cache,
+            source,
+            global_batch=config.global_batch,
+            seed=config.seed,
+            input_spec=input_spec,
+            workers=config.workers,
+            rank=team.rank,
+            world=team.world,
+            target_source=_target_source(config, cache, device),
+            samples=divided.train,
+        )
+        _check_labels(config, loader, num_classes)
+        held_out = validation.load(cache, source, divided, loader.size)
+        optimizer = _optimizer(config, student)
+        amp = _autocast_dtype(config, device)
+        scaler = torch.amp.GradScaler(device.type, enabled=amp is torch.float16)
+
+        store = Store(config.out or _default_out(config, cache))
+        state = checkpoint.read(store)
+        if state is None:
+            state = Checkpoint(config.identity(), cache.digest, num_classes, dict(input_spec))
+        else:
+            checkpoint.require_same(state, config.identity(), cache.digest, store.root)
+            checkpoint.restore(store, state, student, optimizer)
+            scaler.load_state_dict(state.scaler)
+        loader.epoch, loader.step = state.epoch, state.step
+        totals = torch.tensor(state.totals, dtype=torch.float64, device=device)  # of CE and KD
+        totals *= team.rank == 0  # what was summed before is counted once
+        model = team.parallel(student)
+
+        progress = Progress(config.epochs, len(loader), config.global_batch, shown=team.rank == 0)
+        progress.say(loader.pairing.message)
+        progress.say(held_out.message)
+        for epoch in range(state.epoch, config.epochs):
+            progress.begin(epoch)
+            for batch in loader:
+                torch.manual_seed(hash64("step", config.seed, epoch, loader.step, team.rank))
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate(config, epoch * len(loader) + loader.step - 1, len(loader))
+
+                batch = batch.to(device)
+                with torch.autocast(device.type, amp, enabled=amp is not None):
+                    logits = model(batch.images)
+                    ce = cross_entropy(logits, batch.labels)
+                    soft = kd(logits, batch[config.target], config.T) if config.alpha else 0 * ce
+                    loss = (1 - config.alpha) * ce + config.alpha * soft
+
+                share = len(batch) / config.global_batch
+                optimizer.zero_grad()
+                scaler.scale(loss * share * team.world).backward()  # ranks average: weigh by rows
+                scaler.step(optimizer)
+                scaler.update()
+                totals += torch.stack([ce, soft]).detach() * share
+                progress.step(loader.step)
+
+                stop = team.any(interrupted.is_set())
+                if stop or loader.step % (config.checkpoint_every or len(loader) + 1) == 0:
+                    state = replace(
+                        state,
+                        epoch=epoch,
+                        step=loader.step,
+                        totals=_finite(team.sum(totals), epoch),
+                        scaler=scaler.state_dict(),
+                    )
+                    if team.rank == 0:
+                        checkpoint.save(store, state, student, optimizer)
+                if stop:
+                    progress.say(f"stopped in epoch {epoch + 1} after step {loader.step}")
+                    raise KeyboardInterrupt
+
+            ce, soft = (total / len(loader) for total in _finite(team.sum(totals), epoch))
+            entry = {
+                "epoch": epoch + 1,
+                "loss": (1 - config.alpha) * ce + config.alpha * soft,
+                "ce": ce,
+                "kd": soft,
+                **progress.rates(),
+                "top1": validation.accuracy(student, held_out, input_spec, device),
+            }
+            progress.end(entry)
+            totals.zero_()
+            state = replace(
+                state,
+                epoch=epoch + 1,
+                step=0,
+                totals=totals.tolist(),
+                history=[*state.history, entry],
+                scaler=scaler.state_dict(),
+            )
+            if team.rank == 0:
+                checkpoint.save(store, state, student, optimizer)
+
+        timed = [entry for entry in state.history if "step_ms" in entry]
+        return Result(
+            out=str(store.root),
+            model=str(store.path(checkpoint.file_name("model", state.epoch, state.step))),
+            epochs=state.epoch,
+            top1=state.history[-1]["top1"],
+            step_ms=statistics.median(entry["step_ms"] for entry in timed),
+            images_per_second=statistics.median(entry["images_per_second"] for entry in timed),
+        )
+
+
+def learning_rate(config: Config, step: int, steps: int) -> float:
+    """At ``step`` of the run, with ``steps`` an epoch: a linear rise, then a half cosine to
+    zero."""
+    warmup, total = config.warmup_epochs * steps, config.epochs * steps
+    if step < warmup:
+        return config.lr * (step + 1) / (warmup + 1)
+    return config.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
+
+
+def _optimizer(config: Config, student: nn.Module) -> torch.optim.Optimizer:
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(student.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    return torch.optim.SGD(
+        student.parameters(),
+        lr=config.lr,
+        momentum=config.momentum,
+        nesterov=config.nesterov,
+        weight_decay=config.weight_decay,
+    )
+
+
+def _autocast_dtype(config: Config, device: torch.device) -> torch.dtype | None:
+    """None for full precision, as always on a CPU."""
+    if not config.amp or device.type != "cuda":
+        return None
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def _target_source(config: Config, cache: Cache, device: torch.device) -> TargetSource:
+    if config.teacher is not None:
+        return online.load(config.teacher, config.weights, config.target, str(device))
+    return CacheTargets(cache, [config.target] if config.alpha else [])
+
+
+def _num_classes(config: Config, cache: Cache) -> int:
+    if config.target not in cache.targets:
+        hint = nearest(config.target, cache.targets)
+        raise SpecError(f"the cache {cache.path} has no target {config.target!r}{hint}")
+    target = cache.targets[config.target]
+    if target.kind != "logits":
+        raise SpecError(f"KD learns from logits; the target {config.target!r} is a {target.kind}")
+    return target.shape[0]
+
+
+def _check_labels(config: Config, loader: Loader, num_classes: int) -> None:
+    labels = loader.labels[loader.order.samples]
+    if labels.max() >= num_classes:
+        raise MismatchError(
+            f"the source has labels up to {labels.max()} and the teacher {num_classes} classes"
+        )
+    if config.alpha < 1 and labels.max() < 0:
+        raise SpecError("the source has no labels: learn from the teacher only with --set alpha=1")
+
+
+def _default_out(config: Config, cache: Cache) -> str:
+    """One folder for each cache and set of options, so that the same command resumes."""
+    name = digest(canonical_json([config.identity(), cache.digest]))[:8]
+    return f"runs/{config.student.replace(':', '.')}-{name}"
+
+
+def _finite(totals: Tensor, epoch: int) -> list[float]:
+    sums = totals.tolist()
+    if not all(map(math.isfinite, sums)):
+        raise TrainingDiverged(
+            f"the loss is not finite in epoch {epoch + 1}: lower lr (--set lr=…); the last checkpoint is kept"
+        )
+    return sums
+
+
+@contextmanager
+def _interrupts() -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C sets, to stop between two steps; the second stops at once."""
+    pressed = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield pressed
+        return
+
+    def note(*_: object) -> None:
+        pressed.set()
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, before)

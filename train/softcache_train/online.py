@@ -1,0 +1,43 @@
+"""The live teacher behind the same protocol as the cache, for comparison.
+
+This file alone reaches for the teacher's side of softcache, and only when it is asked to.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from softcache_train.targets import Dense
+
+if TYPE_CHECKING:
+    from softcache.teachers import Teacher
+
+
+class LiveTeacher:
+    """Runs ``teacher`` on the views of every batch, rendered at its own size; keeps ``names``."""
+
+    def __init__(self, teacher: Teacher, names: tuple[str, ...] = ("logits",)):
+        self.teacher, self.names = teacher, names
+        height, width = teacher.input_spec.size
+        self.size = (height, width)
+
+    def __call__(self, view: int, samples: np.ndarray, pixels: np.ndarray | None) -> dict[str, Dense]:
+        assert pixels is not None
+        said = self.teacher(pixels)
+        return {name: Dense(torch.from_numpy(said[name])) for name in self.names}
+
+
+def load(teacher: str, weights: str | None, target: str, device: str) -> LiveTeacher:
+    """The teacher that ``build-cache --teacher`` would load. Raises :class:`TeacherError`."""
+    from softcache import teachers
+
+    options = teachers.Options(
+        weights=Path(weights) if weights else None,
+        taps=() if target == "logits" else (target,),
+        device=device,
+    )
+    return LiveTeacher(teachers.load(teacher, options), (target,))
