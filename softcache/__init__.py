@@ -25,15 +25,18 @@ _HOMES = {
     "verify_live": "checker",
 }
 
-__all__ = [*_HOMES, "__version__"]
-
 if TYPE_CHECKING:
-    from softcache.builder import build
-    from softcache.cache import Cache, open
-    from softcache.canary import pair
-    from softcache.checker import diff, verify, verify_live
-    from softcache.recipe import Recipe, View, render
-    from softcache.source import Source
+    from softcache.builder import build as build
+    from softcache.cache import Cache as Cache
+    from softcache.cache import open as open
+    from softcache.canary import pair as pair
+    from softcache.checker import diff as diff
+    from softcache.checker import verify as verify
+    from softcache.checker import verify_live as verify_live
+    from softcache.recipe import Recipe as Recipe
+    from softcache.recipe import View as View
+    from softcache.recipe import render as render
+    from softcache.source import Source as Source
 
 
 def __getattr__(name: str) -> Any:
@@ -43,4 +46,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted([*_HOMES, "__version__"])

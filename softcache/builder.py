@@ -19,20 +19,20 @@ from typing import Any
 import numpy as np
 
 from softcache import cache as caches
-from softcache import canary, measure, spec
 from softcache import manifest as m
+from softcache import measure, spec
 from softcache.block import Block
 from softcache.cache import Cache
 from softcache.codecs import Fields
 from softcache.errors import SourceError, SpecError, TeacherError, UnreadableImage
-from softcache.job import Job, check_sizes, ids_arrays, prepare
+from softcache.finish import write_manifest, write_metadata
+from softcache.job import Job, check_sizes, prepare
 from softcache.meter import Meter
-from softcache.recipe import Recipe, View, render
+from softcache.recipe import Recipe, render
 from softcache.source import Source, find_unreadable
 from softcache.store import Store
 from softcache.targets import requests
 from softcache.teachers import Options, load
-from softcache.zarrfile import Array, group_metadata, groups
 
 _AHEAD = 4  # batches rendered ahead, and batches that may wait to be written
 
@@ -118,9 +118,9 @@ def build(
     job = prepare(store, samples, load(teacher, options), made, asked, views, block_rows, skip_corrupt)
     if not store.exists(m.MANIFEST):
         _build_blocks(job, rank / world, workers, progress, say)
-        _finish(job)
-    _write_metadata(job)
-    cache = Cache(store, job.identity, _manifest_of(store))
+        write_manifest(job)
+    write_metadata(job)
+    cache = caches.open(store.root)
     say(measure.tell(cache))
     return cache
 
@@ -136,7 +136,9 @@ def _silent(text: str) -> None:
 def _source(source: Any, split: str | None, limit: int | None, *rest: str | None) -> Source:
     if isinstance(source, Source):
         if any(v is not None for v in (split, limit, *rest)):
-            raise SpecError("split, limit, layout and columns belong to the Source you made; leave them out here")
+            raise SpecError(
+                "split, limit, layout and columns belong to the Source you made; leave them out here"
+            )
         return source
     layout, image_column, label_column = rest
     return Source(
@@ -199,7 +201,9 @@ def _build_blocks(job: Job, share: float, workers: int, progress: bool, say: Cal
     say(meter.summary())
 
 
-def _pass(job: Job, todo: list[Block], readers: ThreadPoolExecutor, writer: ThreadPoolExecutor, meter: Meter) -> None:
+def _pass(
+    job: Job, todo: list[Block], readers: ThreadPoolExecutor, writer: ThreadPoolExecutor, meter: Meter
+) -> None:
     waiting: deque[Future[int]] = deque()
     with ExitStack() as claims:
         batches = _ahead(_rendered(job, todo, readers, claims), _AHEAD)
@@ -232,7 +236,9 @@ def _ahead(futures: Iterator[Future[_Batch]], count: int) -> Iterator[Future[_Ba
     yield from line
 
 
-def _rendered(job: Job, todo: list[Block], readers: ThreadPoolExecutor, claims: ExitStack) -> Iterator[Future[_Batch]]:
+def _rendered(
+    job: Job, todo: list[Block], readers: ThreadPoolExecutor, claims: ExitStack
+) -> Iterator[Future[_Batch]]:
     """Claim block after block, and hand their batches to the readers."""
     for block in todo:
         claim = claims.enter_context(ExitStack())
@@ -312,13 +318,17 @@ def _checked(
     target = job.targets[name]
     if name not in answer or answer[name].shape != (job.batch, *target.shape):
         found = answer[name].shape if name in answer else "nothing"
-        raise TeacherError(f"target {name!r}: the teacher gave {found} for a batch of {job.batch} rows of {target.shape}")
+        raise TeacherError(
+            f"target {name!r}: the teacher gave {found} for a batch of {job.batch} rows of {target.shape}"
+        )
     values = np.where(valid.reshape(-1, *[1] * len(target.shape)), answer[name][:rows], np.float32(0))
     largest = np.abs(values).reshape(rows, -1).max(axis=1)
     bad = np.flatnonzero(~(largest <= target.codec.limit))
     if bad.size:
         id, value = job.source.ids[samples[bad[0]]], largest[bad[0]]
-        what = "is not finite" if not np.isfinite(value) else f"reaches {value:.4g}, past {target.codec.limit:g}"
+        what = (
+            "is not finite" if not np.isfinite(value) else f"reaches {value:.4g}, past {target.codec.limit:g}"
+        )
         raise TeacherError(
             f"target {name!r} of the image {id!r} {what}: {target.spec!r} cannot hold it. "
             "Is the precision too low, or the normalisation wrong?"
@@ -327,7 +337,14 @@ def _checked(
 
 
 def _measure(
-    job: Job, work: _Work, name: str, values: np.ndarray, fields: Fields, samples: np.ndarray, valid: np.ndarray, first: bool
+    job: Job,
+    work: _Work,
+    name: str,
+    values: np.ndarray,
+    fields: Fields,
+    samples: np.ndarray,
+    valid: np.ndarray,
+    first: bool,
 ) -> None:
     """Top-1 of what is kept on every row; fidelity on each block's first batch (it costs a decode)."""
     target = job.targets[name]
@@ -364,77 +381,3 @@ def _commit(job: Job, work: _Work) -> int:
     )
     job.store.put(m.Receipt.path(work.block), receipt.to_bytes())
     return written
-
-
-# -- the end -----------------------------------------------------------------------------------------------
-
-
-def _finish(job: Job) -> None:
-    """All receipts are there: canaries, the table of files, and the manifest, last."""
-    while True:
-        with job.store.claim("manifest") as mine:
-            if mine and not job.store.exists(m.MANIFEST):
-                _write_manifest(job)
-        if job.store.exists(m.MANIFEST):
-            break
-        time.sleep(0.05)
-    job.store.drop_claims()
-
-
-def _write_manifest(job: Job) -> None:
-    receipts = [caches.load_receipt(job.store, job.identity, block) for block in job.grid.blocks()]
-    invalid = sorted({i for receipt, _ in receipts for i in receipt.invalid})
-    constants = {}
-    for array, values in [*ids_arrays(job.source.ids), *_canaries(job, invalid)]:
-        data = array.encode(values)
-        if not (array.path.startswith("ids/") and job.store.exists(array.file())):
-            job.store.put(array.file(), data)
-        constants[array.path] = m.Constant(
-            sha256=spec.digest(data), bytes=len(data), dtype=array.dtype, shape=list(array.shape)
-        )
-    table = m.pack_table(receipts)
-    job.store.put(m.TABLE, table)
-    identity = job.identity.to_bytes()
-    manifest = m.Manifest(
-        format="softcache",
-        identity=job.identity,
-        constants=constants,
-        identity_file=m.Entry(sha256=spec.digest(identity), bytes=len(identity)),
-        files=m.Entry(sha256=spec.digest(table), bytes=len(table)),
-        invalid=invalid,
-        report=measure.report([r for r, _ in receipts], job.grid, job.targets),
-    )
-    job.store.put(m.MANIFEST, manifest.signed().to_bytes())
-
-
-def _canaries(job: Job, invalid: list[int]) -> list[tuple[Array, np.ndarray]]:
-    rows = canary.choose(job.grid.samples, job.grid.views, invalid, job.recipe.seed)
-    size = job.teacher.input_spec.size
-    pixels, geometry = np.zeros((len(rows), *size, 3), np.uint8), np.zeros((len(rows), m.VIEW_FIELDS), np.int16)
-    for i, (sample, k) in enumerate(rows):
-        image = job.source.image(sample)
-        view: View = job.recipe.view(job.source.ids[sample], k, image.shape[1], image.shape[0])
-        pixels[i], geometry[i] = render(image, view, size), view.pack()
-    samples = np.array([s for s, _ in rows], np.int64)
-    named = {"geometry": geometry, "pixels": pixels, "sample": samples}
-    return [(m.constant(f"canary/{n}", v.shape, v.dtype.name), v) for n, v in named.items()]
-
-
-def _manifest_of(store: Store) -> m.Manifest:
-    manifest = caches.open(store.root).manifest
-    assert manifest is not None
-    return manifest
-
-
-def metadata(arrays: list[Array], constants: Mapping[str, m.Constant]) -> dict[str, bytes]:
-    """Every ``zarr.json`` of a cache, by name: they follow from its manifest."""
-    everything = [*arrays, *(c.array(path) for path, c in constants.items())]
-    found = {f"{a.path}/zarr.json": a.metadata() for a in everything}
-    return found | {(f"{g}/zarr.json" if g else "zarr.json"): group_metadata() for g in groups(everything)}
-
-
-def _write_metadata(job: Job) -> None:
-    manifest = _manifest_of(job.store)
-    for name, data in metadata(job.arrays, manifest.constants).items():
-        if not job.store.exists(name) or job.store.get(name) != data:
-            job.store.put(name, data)

@@ -7,8 +7,8 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -112,11 +112,13 @@ class Cache:
         """The samples' ids in source order."""
         offsets, text = self.constant("ids/offsets"), self.constant("ids/bytes").tobytes()
         try:
-            ids = tuple(text[a:b].decode() for a, b in zip(offsets[:-1], offsets[1:], strict=True))
+            ids = tuple(text[a:b].decode() for a, b in pairwise(offsets.tolist()))
         except (UnicodeDecodeError, ValueError) as e:
             raise DamageError(f"{self.path}/ids cannot be read: {e}") from None
         if len(ids) != self.samples or spec.digest_ids(ids) != self._identity.source.ids:
-            raise DamageError(f"{self.path}/ids are not the ids of the manifest; restore the folder or rebuild")
+            raise DamageError(
+                f"{self.path}/ids are not the ids of the manifest; restore the folder or rebuild"
+            )
         return ids
 
     @cached_property
@@ -128,7 +130,9 @@ class Cache:
         try:
             return self._index[id]
         except KeyError:
-            raise SourceError(f"the cache {self.path} has no id {id!r}{nearest(id, self._some_ids())}") from None
+            raise SourceError(
+                f"the cache {self.path} has no id {id!r}{nearest(id, self._some_ids())}"
+            ) from None
 
     def _some_ids(self) -> Sequence[str]:
         return self.ids if self.samples <= 10_000 else self.ids[:3]
@@ -148,7 +152,9 @@ class Cache:
     def _constant_array(self, path: str) -> Array:
         if self.manifest is not None:
             if path not in self.manifest.constants:
-                raise DamageError(f"{self.path} has no constant {path!r}{nearest(path, self.manifest.constants)}")
+                raise DamageError(
+                    f"{self.path} has no constant {path!r}{nearest(path, self.manifest.constants)}"
+                )
             return self.manifest.constants[path].array(path)
         offsets = m.constant("ids/offsets", (self.samples + 1,), "int64")
         if path == offsets.path:
@@ -198,7 +204,9 @@ class Cache:
             raise IndexError(f"sample out of range of {self.samples}")
         bad = np.intersect1d(samples, self.invalid if self.complete else self._invalid_in(view, samples))
         if bad.size:
-            raise InvalidRow(f"{self.ids[bad[0]]!r} has no targets: its image was unreadable when the cache was built")
+            raise InvalidRow(
+                f"{self.ids[bad[0]]!r} has no targets: its image was unreadable when the cache was built"
+            )
 
     def _invalid_in(self, view: int, samples: np.ndarray) -> list[int]:
         """What the receipts of the touched blocks call invalid; :class:`NotBuilt` where there is none yet."""
@@ -287,7 +295,9 @@ class Cache:
 
     def _built(self, block: Block) -> m.Receipt:
         if not self.store.exists(m.Receipt.path(block)):
-            raise NotBuilt(f"view {block.view}, block {block.index} of {self.path} is not built yet: finish the build")
+            raise NotBuilt(
+                f"view {block.view}, block {block.index} of {self.path} is not built yet: finish the build"
+            )
         return load_receipt(self.store, self._identity, block)[0]
 
     @cached_property
@@ -328,7 +338,9 @@ def load_receipt(store: Store, identity: m.Identity, block: Block) -> tuple[m.Re
     """A block's receipt and its bytes, checked to belong to this identity."""
     name = m.Receipt.path(block)
     raw = store.get(name, m.MAX_JSON)
-    receipt = m.read(m.Receipt, raw, str(store.path(name)), "delete it and build again: its block is made anew")
+    receipt = m.read(
+        m.Receipt, raw, str(store.path(name)), "delete it and build again: its block is made anew"
+    )
     if receipt.identity != identity.digest or receipt.block != (block.view, block.index):
         raise MismatchError(f"{store.path(name)} belongs to another build; delete it and build again")
     return receipt, raw

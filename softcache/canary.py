@@ -65,7 +65,9 @@ def pair(cache: Cache, source: Source, tolerance: float = TOLERANCE) -> Pairing:
             "resized or compressed again?"
         )
     pixels = "pixels equal" if worst == 0 else f"pixels differ by {worst:.3f} levels (allowed: {tolerance:g})"
-    return Pairing(index, classes, f"{cache.samples:,} ids found, {mapped}, {pixels} on {COUNT} views or fewer")
+    return Pairing(
+        index, classes, f"{cache.samples:,} ids found, {mapped}, {pixels} on {COUNT} views or fewer"
+    )
 
 
 def _check_versions(cache: Cache) -> None:
@@ -89,7 +91,8 @@ def _index(cache: Cache, source: Source) -> np.ndarray:
         split = cache.identity["source"]["split"]
         raise MismatchError(
             f"{len(missing):,} of the cache's {cache.samples:,} ids are not in {source.describe()}, for example "
-            f"{missing[0]!r}. The cache was built from " + (f"the split {split!r}" if split else "another folder")
+            f"{missing[0]!r}. The cache was built from "
+            + (f"the split {split!r}" if split else "another folder")
         )
     return np.array([places[id] for id in cache.ids], np.int64)
 
@@ -101,7 +104,9 @@ def _classes(ours: tuple[str, ...] | None, theirs: tuple[str, ...] | None) -> tu
         return np.arange(len(ours)), f"{len(ours)} classes in the same order"
     unknown = [c for c in theirs if c not in ours]
     if unknown:
-        raise MismatchError(f"the source's class {unknown[0]!r} is not one of the cache's: {', '.join(ours[:20])}")
+        raise MismatchError(
+            f"the source's class {unknown[0]!r} is not one of the cache's: {', '.join(ours[:20])}"
+        )
     table = ", ".join(f"{c} {i}→{ours.index(c)}" for i, c in enumerate(theirs) if ours.index(c) != i)
     return np.array([ours.index(c) for c in theirs]), f"classes matched by name: {table}"
 

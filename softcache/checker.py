@@ -12,9 +12,9 @@ import numpy as np
 from softcache import cache as caches
 from softcache import canary, measure, spec
 from softcache import manifest as m
-from softcache.builder import metadata
 from softcache.cache import Cache
 from softcache.errors import DamageError, MismatchError, NotBuilt
+from softcache.finish import metadata
 from softcache.keyed import draws
 from softcache.recipe import render
 from softcache.source import Source
@@ -39,7 +39,11 @@ class Damage:
     shard: int | None = None
 
     def __str__(self) -> str:
-        where = f" (target {self.target}, {self.field}, view {self.view}, shard {self.shard})" if self.target else ""
+        where = (
+            f" (target {self.target}, {self.field}, view {self.view}, shard {self.shard})"
+            if self.target
+            else ""
+        )
         return f"{self.file}{where}: {self.problem}"
 
 
@@ -117,7 +121,9 @@ def _expected(cache: Cache) -> Iterator[Expected]:
 # -- against a living teacher ------------------------------------------------------------------------------
 
 
-def verify_live(cache: Cache, source: Source, teacher: Teacher, rows: int) -> dict[str, dict[str, dict[str, float]]]:
+def verify_live(
+    cache: Cache, source: Source, teacher: Teacher, rows: int
+) -> dict[str, dict[str, dict[str, float]]]:
     """Run the teacher again on ``rows`` keyed rows of the cache.
 
     Returns:

@@ -26,7 +26,10 @@ Run the same command again after a crash or Ctrl-C: it goes on where it stopped.
 
 # One entry a keyword argument of softcache.build: (metavar, help); a flag's type follows from the signature.
 BUILD_FLAGS: dict[str, tuple[str | None, str]] = {
-    "source": ("PATH", "Parquet folder (Hugging Face layout) or ImageFolder; the layout is recognised and printed"),
+    "source": (
+        "PATH",
+        "Parquet folder (Hugging Face layout) or ImageFolder; the layout is recognised and printed",
+    ),
     "split": ("NAME", "the split, where the source has several"),
     "limit": ("N", "a keyed sample of N images (not the first N)"),
     "layout": ("NAME", "parquet or imagefolder, where it is not recognised rightly"),
@@ -35,10 +38,16 @@ BUILD_FLAGS: dict[str, tuple[str | None, str]] = {
     "teacher": ("SPEC", "torchvision:NAME, timm:NAME or package.module:factory"),
     "weights": ("FILE", "the teacher's weights, .safetensors"),
     "allow_pickle": (None, "allow --weights to be a pickle (recorded in the cache)"),
-    "recipe": ("SPEC", "how views are made, such as 'crop(32, pad=4)|flip' or 'random_resized_crop(224)|flip'"),
+    "recipe": (
+        "SPEC",
+        "how views are made, such as 'crop(32, pad=4)|flip' or 'random_resized_crop(224)|flip'",
+    ),
     "views": ("N", "views of each image"),
     "seed": ("N", "keys the views and the order on disk"),
-    "targets": ("NAME=CODEC", "what to keep, repeatable: 'logits=full(u8)'; any other name is a module: 'layer3=int8'"),
+    "targets": (
+        "NAME=CODEC",
+        "what to keep, repeatable: 'logits=full(u8)'; any other name is a module: 'layer3=int8'",
+    ),
     "precision": ("P", "fp32, bf16 or fp16"),
     "device": ("D", "torch device; CUDA where there is one"),
     "input_size": ("N or H,W", "the teacher's input size, where it does not say so itself"),
@@ -88,7 +97,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog="example: softcache verify caches/x --live 64 --source data/cifar10 --split train --teacher … --weights …",
     )
     verify.add_argument("cache", type=Path)
-    verify.add_argument("--read-data", action="store_true", help="read every byte and compare every file's sha256")
+    verify.add_argument(
+        "--read-data", action="store_true", help="read every byte and compare every file's sha256"
+    )
     verify.add_argument("--live", type=int, metavar="N", help="run the teacher on N rows and compare")
     for name in _LIVE_FLAGS:
         _add_flag(verify, name, default=None)
@@ -141,7 +152,9 @@ def _add_flag(parser: argparse.ArgumentParser, name: str, default: Any) -> None:
         action = argparse.BooleanOptionalAction if name == "progress" else "store_true"
         parser.add_argument(flag, dest=name, action=action, help=help, default=default)
     else:
-        parser.add_argument(flag, dest=name, type=_types().get(name, str), metavar=metavar, help=help, default=default)
+        parser.add_argument(
+            flag, dest=name, type=_types().get(name, str), metavar=metavar, help=help, default=default
+        )
 
 
 def _types() -> dict[str, Callable[[str], Any]]:
@@ -205,7 +218,9 @@ def _validated(function: Callable[..., Any]) -> Callable[..., Any]:
                 raise
             first = e.errors()[0]
             where = first["loc"][0]
-            raise SpecError(f"--{str(where).replace('_', '-')}: {first['msg']} (it is {first['input']!r})") from None
+            raise SpecError(
+                f"--{str(where).replace('_', '-')}: {first['msg']} (it is {first['input']!r})"
+            ) from None
 
     return call
 
@@ -266,11 +281,15 @@ def _shown(found: dict[str, Any]) -> list[str]:
         bytes_ = report.get("bytes_per_row", {}).get(name)
         fidelity = ", ".join(f"{k} {v:.3g}" for k, v in report.get("fidelity", {}).get(name, {}).items())
         told = f", {bytes_:,} bytes a row; {fidelity}" if bytes_ else ""
-        lines.append(f"  target   {name}: {target['kind']} {tuple(target['shape'])} as {target['codec']}{told}")
+        lines.append(
+            f"  target   {name}: {target['kind']} {tuple(target['shape'])} as {target['codec']}{told}"
+        )
     if found["complete"]:
         lines.append(f"  on disk  {report['bytes'] / 1e6:,.2f} MB in {total:,} blocks")
         if report["top1"] is not None:
-            lines.append(f"  top-1    {report['top1']:.2%} of {report['labelled']:,} labelled rows, as cached")
+            lines.append(
+                f"  top-1    {report['top1']:.2%} of {report['labelled']:,} labelled rows, as cached"
+            )
         if found["invalid"]:
             lines.append(f"  invalid  {len(found['invalid']):,} samples, for example {found['invalid'][0]!r}")
     return lines
@@ -349,7 +368,9 @@ def _diff(arguments: argparse.Namespace) -> int:
     for field, a, b in found["identity"]:
         print(f"{field}: {a} | {b}")
     ids = found["ids"]
-    print(f"ids: {ids['both']:,} in both, {ids['only_a']:,} only in {arguments.a}, {ids['only_b']:,} only in {arguments.b}")
+    print(
+        f"ids: {ids['both']:,} in both, {ids['only_a']:,} only in {arguments.a}, {ids['only_b']:,} only in {arguments.b}"
+    )
     for name, values in found["values"].items():
         print(f"{name}: " + ", ".join(f"{k} {v:.3g}" for k, v in values.items()))
     return 3

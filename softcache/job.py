@@ -106,7 +106,9 @@ def ids_arrays(ids: tuple[str, ...]) -> list[tuple[Array, np.ndarray]]:
     raw = [i.encode() for i in ids]
     offsets = np.concatenate([[0], np.cumsum([len(r) for r in raw])]).astype(np.int64)
     text = np.frombuffer(b"".join(raw), np.uint8)
-    return [(m.constant(f"ids/{n}", v.shape, v.dtype.name), v) for n, v in (("offsets", offsets), ("bytes", text))]
+    return [
+        (m.constant(f"ids/{n}", v.shape, v.dtype.name), v) for n, v in (("offsets", offsets), ("bytes", text))
+    ]
 
 
 def _probe(teacher: Teacher, asked: tuple[Request, ...]) -> dict[str, Target]:

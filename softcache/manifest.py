@@ -246,5 +246,7 @@ def pack_table(receipts: list[tuple[Receipt, bytes]]) -> bytes:
 def unpack_table(data: bytes, blocks: int, files: int) -> np.ndarray:
     """``(blocks, files + 1)`` of :data:`ENTRY`; the last column is the receipts'."""
     if len(data) != blocks * (files + 1) * ENTRY.itemsize:
-        raise DamageError(f"{TABLE} has {len(data):,} bytes and should have {blocks * (files + 1) * ENTRY.itemsize:,}")
+        raise DamageError(
+            f"{TABLE} has {len(data):,} bytes and should have {blocks * (files + 1) * ENTRY.itemsize:,}"
+        )
     return np.frombuffer(data, ENTRY).reshape(blocks, files + 1)

@@ -91,9 +91,13 @@ def tell(cache: Cache) -> str:
     lines[0] += f" ({r['bytes'] / rows:,.1f} bytes a view on disk), digest {cache.digest[:16]}"
     for name, values in r["fidelity"].items():
         told = ", ".join(f"{k} {v:.3g}" for k, v in values.items())
-        lines.append(f"  {name} as {cache.targets[name].spec}: {r['bytes_per_row'][name]:,} bytes a row; {told}")
+        lines.append(
+            f"  {name} as {cache.targets[name].spec}: {r['bytes_per_row'][name]:,} bytes a row; {told}"
+        )
     if r["top1"] is not None:
-        lines.append(f"  top-1 of what was cached against the labels: {r['top1']:.2%} of {r['labelled']:,} rows")
+        lines.append(
+            f"  top-1 of what was cached against the labels: {r['top1']:.2%} of {r['labelled']:,} rows"
+        )
     if cache.manifest.invalid:
         lines.append(f"  {len(cache.manifest.invalid):,} samples are invalid: their images could not be read")
     return "\n".join(lines)

@@ -129,8 +129,11 @@ class Store:
     def claim(self, name: str) -> Iterator[bool]:
         """Hold ``name`` against other processes: yields False when another holds it. Freed when the holder dies."""
         path = self.root / CLAIMS / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        except OSError as e:
+            raise _explain(e, path, 0) from e
         try:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -118,7 +118,7 @@ class Array:
         return body + _crc(body)
 
     def _sharded(self, data: np.ndarray) -> bytes:
-        from numcodecs import zstd
+        from numcodecs import zstd  # pyright: ignore[reportAttributeAccessIssue]
 
         index = np.full((self.rows, 2), _ABSENT, "<u8")
         parts, offset = [], 0
@@ -172,7 +172,9 @@ def _map(path: Path) -> memoryview:
 def _checked(data: memoryview, path: Path, what: str) -> memoryview:
     body, crc = data[:-_CRC], data[-_CRC:]
     if google_crc32c.value(bytes(body)) != struct.unpack("<I", crc)[0]:
-        raise DamageError(f"{path}: the checksum of {what} does not match; restore the file or rebuild the cache")
+        raise DamageError(
+            f"{path}: the checksum of {what} does not match; restore the file or rebuild the cache"
+        )
     return body
 
 
@@ -201,7 +203,7 @@ class Sharded:
 
     def read(self, row: int, out: np.ndarray) -> None:
         """Decode one row into ``out``: C-contiguous, the array's dtype and row shape. Safe in threads."""
-        from numcodecs import zstd
+        from numcodecs import zstd  # pyright: ignore[reportAttributeAccessIssue]
 
         offset, size = map(int, self._index[row])
         if offset + size > self._end or size <= _CRC:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -130,7 +131,7 @@ def requests(targets: Mapping[str, str] | Iterable[str]) -> tuple[Request, ...]:
     asked = sorted((request(t) for t in texts), key=lambda r: r.name)
     if not asked:
         raise SpecError("no target: say what to keep, for example --target 'logits=full(u8)'")
-    for a, b in zip(asked, asked[1:], strict=False):
+    for a, b in pairwise(asked):
         if a.name == b.name:
             raise SpecError(f"target {a.name!r} is asked for twice")
     return tuple(asked)

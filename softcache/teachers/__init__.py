@@ -10,6 +10,7 @@ Only this package imports a teacher's library, and only when such a teacher is l
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,17 +90,27 @@ def _name_of(teacher: Any) -> str:
 def input_spec(options: Options, found: Any, who: str) -> InputSpec:
     """The input spec a teacher carries (a mapping, or None), with what the user set on top."""
     given = dict(found or {})
-    if "size" in given and isinstance(given["size"], int):
-        given["size"] = (given["size"], given["size"])
     said = {"size": options.input_size, "mean": options.mean, "std": options.std, "color": options.color}
     given |= {k: v for k, v in said.items() if v is not None}
     missing = [k for k in ("size", "mean", "std") if k not in given]
     if missing:
         flags = ", ".join({"size": "--input-size 224", "mean": "--mean", "std": "--std"}[k] for k in missing)
-        raise TeacherError(f"{who} says nothing about its input's {', '.join(missing)}: state it with {flags}")
+        raise TeacherError(
+            f"{who} says nothing about its input's {', '.join(missing)}: state it with {flags}"
+        )
     return InputSpec(
-        size=tuple(given["size"]),
-        mean=tuple(map(float, given["mean"])),
-        std=tuple(map(float, given["std"])),
+        size=_pair(given["size"]),
+        mean=_triple(given["mean"]),
+        std=_triple(given["std"]),
         color=given.get("color", "RGB"),
     )
+
+
+def _pair(size: int | Sequence[int]) -> tuple[int, int]:
+    height, width = (size, size) if isinstance(size, int) else size
+    return int(height), int(width)
+
+
+def _triple(values: Sequence[float]) -> tuple[float, float, float]:
+    r, g, b = values
+    return float(r), float(g), float(b)

@@ -30,7 +30,5 @@ def load(spec: str, options: Options) -> Teacher:
         made = factory()
     except TypeError as e:
         raise TeacherError(f"the factory {spec} must be callable without arguments: {e}") from e
-    for holder in (made, factory, module):
-        if getattr(holder, "input_spec", None) is not None:
-            return wrap(made, spec, options, holder.input_spec)
-    return wrap(made, spec, options)
+    specs = (getattr(holder, "input_spec", None) for holder in (made, factory, module))
+    return wrap(made, spec, options, next((s for s in specs if s is not None), None))

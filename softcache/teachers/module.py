@@ -53,7 +53,9 @@ class ModuleTeacher:
     def _keeper(self, name: str) -> Any:
         def keep(_module: torch.nn.Module, _inputs: Any, output: Any) -> None:
             if not isinstance(output, torch.Tensor):
-                raise TeacherError(f"module {name!r} gives a {type(output).__name__}, not a tensor: tap one inside it")
+                raise TeacherError(
+                    f"module {name!r} gives a {type(output).__name__}, not a tensor: tap one inside it"
+                )
             self._tapped[name] = output
 
         return keep
@@ -61,7 +63,9 @@ class ModuleTeacher:
     @torch.inference_mode()
     def __call__(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
         if any(module.training for module in self._model.modules()):
-            raise TeacherError(f"a part of the teacher {self._name} is in training mode: its answers would be noise")
+            raise TeacherError(
+                f"a part of the teacher {self._name} is in training mode: its answers would be noise"
+            )
         x = torch.from_numpy(pixels).to(self._device).permute(0, 3, 1, 2)
         if self.input_spec.color == "BGR":
             x = x.flip(1)

@@ -10,7 +10,7 @@ def load(name: str, options: Options) -> Teacher:
     """The model without weights, then ``options.weights``. Nothing is downloaded."""
     try:
         import timm
-        from timm.data import resolve_model_data_config
+        from timm.data.config import resolve_model_data_config
     except ImportError as e:
         raise TeacherError(f"timm:{name} needs timm: pip install 'softcache[timm]' ({e})") from e
     from softcache.teachers.module import ModuleTeacher
@@ -19,7 +19,9 @@ def load(name: str, options: Options) -> Teacher:
     if not timm.is_model(architecture):
         raise TeacherError(f"timm has no model {name!r}{nearest(architecture, timm.list_models())}")
     if options.weights is None:
-        raise TeacherError(f"timm:{name} needs --weights FILE: nothing is downloaded. Save them once as safetensors")
+        raise TeacherError(
+            f"timm:{name} needs --weights FILE: nothing is downloaded. Save them once as safetensors"
+        )
     model = timm.create_model(name, pretrained=False)
     config = resolve_model_data_config(model)
     spec = {"size": config["input_size"][1:], "mean": config["mean"], "std": config["std"]}

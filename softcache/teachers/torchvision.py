@@ -11,14 +11,18 @@ def load(name: str, options: Options) -> Teacher:
     try:
         from torchvision import models
     except ImportError as e:
-        raise TeacherError(f"torchvision:{name} needs torchvision: pip install 'softcache[torchvision]' ({e})") from e
+        raise TeacherError(
+            f"torchvision:{name} needs torchvision: pip install 'softcache[torchvision]' ({e})"
+        ) from e
     from softcache.teachers.module import ModuleTeacher
 
     known = models.list_models(module=models)
     if name not in known:
         raise TeacherError(f"torchvision has no classification model {name!r}{nearest(name, known)}")
     if options.weights is None:
-        raise TeacherError(f"torchvision:{name} needs --weights FILE: nothing is downloaded. Save them once as safetensors")
+        raise TeacherError(
+            f"torchvision:{name} needs --weights FILE: nothing is downloaded. Save them once as safetensors"
+        )
     published = models.get_model_weights(name).DEFAULT  # type: ignore[attr-defined]
     view = published.transforms()
     spec = {"size": tuple(view.crop_size) * (3 - len(view.crop_size)), "mean": view.mean, "std": view.std}

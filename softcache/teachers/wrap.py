@@ -34,11 +34,13 @@ class CallableTeacher:
 
     def __init__(self, function: Any, name: str, options: Options, spec: Any = None):
         if options.weights is not None:
-            raise TeacherError(f"the teacher {name} is a plain callable: it cannot be given weights, let it load them")
+            raise TeacherError(
+                f"the teacher {name} is a plain callable: it cannot be given weights, let it load them"
+            )
         self._function, self._name, self._options = function, name, options
-        found = spec or getattr(function, "input_spec", None)
+        found = spec or getattr(function, "input_spec", None) or {}
         # It normalises by itself, so only the size must be known.
-        self.input_spec: InputSpec = input_spec(options, {"mean": (0, 0, 0), "std": (1, 1, 1), **(found or {})}, name)
+        self.input_spec: InputSpec = input_spec(options, {"mean": (0, 0, 0), "std": (1, 1, 1), **found}, name)
         self.classes = getattr(function, "classes", None)
 
     def __call__(self, pixels: np.ndarray) -> dict[str, np.ndarray]:

@@ -1,0 +1,88 @@
+"""The end of a build: canaries, the table of files, the manifest, and the Zarr metadata that follow from it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+import numpy as np
+
+from softcache import cache as caches
+from softcache import canary, measure, spec
+from softcache import manifest as m
+from softcache.errors import SourceError
+from softcache.job import Job, ids_arrays
+from softcache.recipe import View, render
+from softcache.zarrfile import Array, group_metadata, groups
+
+
+def write_manifest(job: Job) -> None:
+    """All receipts are there: write the canaries, the table of files, and the manifest, last; once among builders."""
+    while True:
+        with job.store.claim("manifest") as mine:
+            if mine and not job.store.exists(m.MANIFEST):
+                _write_manifest(job)
+        if job.store.exists(m.MANIFEST):
+            break
+        time.sleep(0.05)
+    job.store.drop_claims()
+
+
+def _write_manifest(job: Job) -> None:
+    receipts = [caches.load_receipt(job.store, job.identity, block) for block in job.grid.blocks()]
+    invalid = sorted({i for receipt, _ in receipts for i in receipt.invalid})
+    constants = {}
+    for array, values in [*ids_arrays(job.source.ids), *_canaries(job, invalid)]:
+        data = array.encode(values)
+        if not (array.path.startswith("ids/") and job.store.exists(array.file())):
+            job.store.put(array.file(), data)
+        constants[array.path] = m.Constant(
+            sha256=spec.digest(data), bytes=len(data), dtype=array.dtype, shape=list(array.shape)
+        )
+    table = m.pack_table(receipts)
+    job.store.put(m.TABLE, table)
+    identity = job.identity.to_bytes()
+    manifest = m.Manifest(
+        format="softcache",
+        identity=job.identity,
+        constants=constants,
+        identity_file=m.Entry(sha256=spec.digest(identity), bytes=len(identity)),
+        files=m.Entry(sha256=spec.digest(table), bytes=len(table)),
+        invalid=invalid,
+        report=measure.report([r for r, _ in receipts], job.grid, job.targets),
+    )
+    job.store.put(m.MANIFEST, manifest.signed().to_bytes())
+
+
+def _canaries(job: Job, invalid: list[int]) -> list[tuple[Array, np.ndarray]]:
+    if len(invalid) == job.grid.samples:
+        raise SourceError(f"none of the {len(invalid):,} images of {job.source.describe()} can be read")
+    rows = canary.choose(job.grid.samples, job.grid.views, invalid, job.recipe.seed)
+    size = job.teacher.input_spec.size
+    pixels, geometry = (
+        np.zeros((len(rows), *size, 3), np.uint8),
+        np.zeros((len(rows), m.VIEW_FIELDS), np.int16),
+    )
+    for i, (sample, k) in enumerate(rows):
+        image = job.source.image(sample)
+        view: View = job.recipe.view(job.source.ids[sample], k, image.shape[1], image.shape[0])
+        pixels[i], geometry[i] = render(image, view, size), view.pack()
+    samples = np.array([s for s, _ in rows], np.int64)
+    named = {"geometry": geometry, "pixels": pixels, "sample": samples}
+    return [(m.constant(f"canary/{n}", v.shape, v.dtype.name), v) for n, v in named.items()]
+
+
+def metadata(arrays: list[Array], constants: Mapping[str, m.Constant]) -> dict[str, bytes]:
+    """Every ``zarr.json`` of a cache, by name: they follow from its manifest."""
+    everything = [*arrays, *(c.array(path) for path, c in constants.items())]
+    found = {f"{a.path}/zarr.json": a.metadata() for a in everything}
+    return found | {(f"{g}/zarr.json" if g else "zarr.json"): group_metadata() for g in groups(everything)}
+
+
+def write_metadata(job: Job) -> None:
+    """Write the ``zarr.json`` files that are missing or differ."""
+    manifest = caches.open(job.store.root).manifest
+    assert manifest is not None
+    for name, data in metadata(job.arrays, manifest.constants).items():
+        if not job.store.exists(name) or job.store.get(name) != data:
+            job.store.put(name, data)
