@@ -40,8 +40,9 @@ def open(path: str | Path) -> Cache:
     if store.exists(m.MANIFEST):
         where = str(store.path(m.MANIFEST))
         hint = f"delete it and run the same build-cache again: it is made anew from {store.root / 'receipts'}"
-        manifest = m.read(m.Manifest, store.get(m.MANIFEST, m.MAX_JSON), where, hint)
-        if manifest.digest != manifest.body_digest():
+        raw = store.get(m.MANIFEST, m.MAX_JSON)
+        manifest = m.read(m.Manifest, raw, where, hint)
+        if not manifest.stands_for(raw):
             raise DamageError(f"{where} was edited: its digest does not match its content; {hint}")
         return Cache(store, manifest.identity, manifest)
     if store.exists(m.IDENTITY):
@@ -195,6 +196,8 @@ class Cache:
         samples = np.asarray(samples)
         self._check(view, samples)
         rows = self._gather(self.arrays["view/geometry"], view, self.grid.positions(samples), slab=True)
+        if rows.size and rows[:, 2:6].min() < 1:
+            raise DamageError(f"{self.path} holds a view of no size: rebuild the cache")
         return [View.unpack(row) for row in rows.tolist()]
 
     def _check(self, view: int, samples: np.ndarray) -> None:

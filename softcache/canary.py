@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from softcache.cache import Cache
-from softcache.errors import MismatchError, UnreadableImage
+from softcache.errors import DamageError, MismatchError, UnreadableImage
 from softcache.keyed import draws
 from softcache.recipe import OPS, RENDER_VERSION, View, render
 from softcache.source import Source
@@ -114,10 +114,14 @@ def _classes(ours: tuple[str, ...] | None, theirs: tuple[str, ...] | None) -> tu
 def _worst(cache: Cache, source: Source, index: np.ndarray) -> float:
     """The largest mean absolute difference of a canary, in levels."""
     size = tuple(cache.identity["teacher"]["input_spec"]["size"])
-    pixels = cache.constant("canary/pixels")
-    geometry = cache.constant("canary/geometry").tolist()
+    pixels, geometry, samples = (cache.constant(f"canary/{n}") for n in ("pixels", "geometry", "sample"))
+    found = [(a.shape, a.dtype.name) for a in (pixels, geometry, samples)]
+    n = len(samples)
+    should = [((n, *size, 3), "uint8"), ((n, View.FIELDS), "int16"), ((n,), "int64")]
+    if found != should or (n and not 0 <= samples.min() <= samples.max() < cache.samples):
+        raise DamageError(f"the canaries of {cache.path} are not what a build writes: {found}")
     worst = 0.0
-    for sample, row, kept in zip(cache.constant("canary/sample").tolist(), geometry, pixels, strict=True):
+    for sample, row, kept in zip(samples.tolist(), geometry.tolist(), pixels, strict=True):
         try:
             seen = render(source.image(int(index[sample])), View.unpack(row), size)
         except UnreadableImage as e:

@@ -193,7 +193,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         options = yaml.safe_load(path.read_text())
     except OSError as e:
         raise SpecError(f"cannot read the config {path}: {e.strerror}") from None
-    except yaml.YAMLError as e:
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
         raise SpecError(f"the config {path} is no YAML: {' '.join(str(e).split())}") from None
     if not isinstance(options, dict):
         raise SpecError(f"the config {path} is a mapping of the flags' names to values")

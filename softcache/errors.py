@@ -59,7 +59,7 @@ class MismatchError(SoftcacheError):
 def nearest(word: str, known: Iterable[str]) -> str:
     """``" (did you mean 'x'?)"`` when a known word is close to ``word``, else the known words."""
     names = sorted(known)
-    close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(str(word), names, n=1, cutoff=0.5)
     if close:
         return f" (did you mean {close[0]!r}?)"
     if not names:

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from softcache import spec
 from softcache.block import Block, Grid
@@ -26,6 +26,8 @@ ENTRY = np.dtype([("sha256", "V32"), ("bytes", "<u8")])
 
 Sha = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0, le=1 << 48)]
+Pixels = Annotated[int, Field(ge=1, le=1 << 15)]
+ConstantName = Annotated[str, Field(pattern=r"^[a-z0-9_]+(/[a-z0-9_]+)+$", max_length=200)]
 Model = TypeVar("Model", bound="_Model")
 
 
@@ -59,9 +61,9 @@ class RecipeId(_Model):
 class InputSpec(_Model):
     """What a network wants to see: ``(RGB / 255 - mean) / std`` at ``size`` (height, width), channels in ``color`` order."""
 
-    size: tuple[int, int]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    size: tuple[Pixels, Pixels]
+    mean: tuple[FiniteFloat, FiniteFloat, FiniteFloat]
+    std: tuple[FiniteFloat, FiniteFloat, FiniteFloat]
     color: Literal["RGB", "BGR"] = "RGB"
 
 
@@ -187,15 +189,23 @@ class Manifest(_Model):
 
     format: Literal["softcache"]
     identity: Identity
-    constants: dict[str, Constant]
+    constants: dict[ConstantName, Constant]
     identity_file: Entry
     files: Entry
-    invalid: list[int]
+    invalid: list[Count]
     report: dict[str, Any]
     digest: str = ""
 
     def body_digest(self) -> str:
         return spec.digest(spec.canonical_json(self.model_dump(mode="json", exclude={"digest"})))
+
+    def stands_for(self, raw: bytes) -> bool:
+        """Are these the very bytes that were written? JSON has several spellings of one value (``1e-5``, ``1E-5``)."""
+        try:
+            whole = all(i < self.identity.grid.samples for i in self.invalid)
+            return whole and self.to_bytes() == raw and self.digest == self.body_digest()
+        except ValueError:  # NaN, or half a surrogate pair
+            return False
 
     def signed(self) -> Manifest:
         return self.model_copy(update={"digest": self.body_digest()})

@@ -10,6 +10,8 @@ import ast
 import hashlib
 import inspect
 import json
+import keyword
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -35,12 +37,17 @@ class Call:
 
 
 def _word(value: Any) -> str:
-    if isinstance(value, str) and value.isidentifier():
+    if isinstance(value, str) and _plain(value):
         return value
     if isinstance(value, tuple):
         inner = ", ".join(_word(v) for v in value)
         return f"({inner},)" if len(value) == 1 else f"({inner})"
     return repr(value)
+
+
+def _plain(text: str) -> bool:
+    """Does ``text`` stay itself when it is written without quotes?"""
+    return text.isascii() and text.isidentifier() and not keyword.iskeyword(text)
 
 
 def parse(text: str) -> tuple[Call, ...]:
@@ -49,25 +56,27 @@ def parse(text: str) -> tuple[Call, ...]:
         raise SpecError(f"spec of {len(text)} characters; the limit is {MAX_SPEC}")
     try:
         node = ast.parse(text.strip(), mode="eval").body
+        steps: list[ast.expr] = []
+        while isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+            steps.append(node.right)
+            node = node.left
+        return tuple(_call(step, text) for step in [node, *reversed(steps)])
     except (SyntaxError, ValueError, MemoryError, RecursionError) as e:
         raise SpecError(f"cannot read the spec {text!r}: {e}") from None
-    steps: list[ast.expr] = []
-    while isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
-        steps.append(node.right)
-        node = node.left
-    return tuple(_call(step, text) for step in [node, *reversed(steps)])
 
 
 def _call(node: ast.expr, text: str) -> Call:
     if isinstance(node, ast.Name):
         return Call(node.id)
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-        kwargs = []
-        for keyword in node.keywords:
-            if keyword.arg is None:
+        kwargs: dict[str, Any] = {}
+        for option in node.keywords:
+            if option.arg is None:
                 raise SpecError(f"** is not allowed in the spec {text!r}")
-            kwargs.append((keyword.arg, _literal(keyword.value, text)))
-        return Call(node.func.id, tuple(_literal(a, text) for a in node.args), tuple(sorted(kwargs)))
+            if option.arg in kwargs:
+                raise SpecError(f"{option.arg!r} is given twice in the spec {text!r}")
+            kwargs[option.arg] = _literal(option.value, text)
+        return Call(node.func.id, tuple(_literal(a, text) for a in node.args), tuple(sorted(kwargs.items())))
     piece = ast.unparse(node)
     raise SpecError(f"{piece!r} in the spec {text!r} is not a word or a call like name(1, key=2)")
 
@@ -75,12 +84,17 @@ def _call(node: ast.expr, text: str) -> Call:
 def _literal(node: ast.expr, text: str) -> Any:
     if isinstance(node, ast.Name):
         return node.id
+    if isinstance(node, ast.Tuple | ast.List):
+        return tuple(_literal(e, text) for e in node.elts)
     try:
         value = ast.literal_eval(node)
-    except ValueError:
-        piece = ast.unparse(node)
-        raise SpecError(f"{piece!r} in the spec {text!r} is not a number, word or tuple") from None
-    return tuple(value) if isinstance(value, list) else value
+    except (ValueError, TypeError):
+        value = ...
+    if isinstance(value, bool | str) or (isinstance(value, int) and abs(value) < 1 << 63):
+        return value
+    if isinstance(value, float) and math.isfinite(value):
+        return value
+    raise SpecError(f"{ast.unparse(node)!r} in the spec {text!r} is not a number, word or tuple")
 
 
 def unparse(calls: tuple[Call, ...]) -> str:

@@ -12,6 +12,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -63,11 +64,16 @@ class Store:
         self.disk = disk or Disk()
 
     def path(self, name: str) -> Path:
-        """Where ``name`` lies. Raises :class:`DamageError` on a name that leaves the root."""
+        """Where ``name`` lies. Raises :class:`DamageError` on a name that leaves the root, itself or by a link."""
         parts = PurePosixPath(name).parts
         if not parts or name.startswith("/") or ".." in parts:
             raise DamageError(f"{name!r} is not a name inside {self.root}")
-        return self.root.joinpath(*parts)
+        folder = self.root
+        for part in parts[:-1]:
+            folder = folder / part
+            if folder.is_symlink():
+                raise DamageError(f"{folder} is a link: a cache holds none")
+        return folder / parts[-1]
 
     def put(self, name: str, data: bytes | memoryview) -> None:
         """Write ``name`` whole and durably, or raise :class:`StoreError` and leave what was there."""
@@ -97,16 +103,23 @@ class Store:
         """The whole file. :class:`DamageError` when it is absent, a link, or longer than ``limit`` bytes."""
         path = self.path(name)
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         except FileNotFoundError:
             raise DamageError(f"{path} is missing") from None
         except OSError as e:
             raise DamageError(f"{path} cannot be opened: {e.strerror}") from e
-        with os.fdopen(fd, "rb") as file:
-            size = os.fstat(fd).st_size
-            if limit is not None and size > limit:
-                raise DamageError(f"{path} has {size:,} bytes; at most {limit:,} are read from such a file")
-            return file.read()
+        try:
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode):
+                raise DamageError(f"{path} is no file")
+            if limit is not None and status.st_size > limit:
+                raise DamageError(
+                    f"{path} has {status.st_size:,} bytes; at most {limit:,} are read from such a file"
+                )
+            with os.fdopen(fd, "rb", closefd=False) as file:
+                return file.read()
+        finally:
+            os.close(fd)
 
     def size(self, name: str) -> int | None:
         """Bytes of the file, or None where there is no regular file."""

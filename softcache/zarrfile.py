@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import stat
 import struct
 from dataclasses import dataclass
 from math import prod
@@ -155,13 +156,16 @@ def _crc(data: bytes | memoryview) -> bytes:
 
 def _map(path: Path) -> memoryview:
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)  # a pipe must not hold us up
     except FileNotFoundError:
         raise DamageError(f"{path} is missing") from None
     except OSError as e:
         raise DamageError(f"{path} cannot be opened: {e.strerror}") from e
     try:
-        size = os.fstat(fd).st_size
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise DamageError(f"{path} is no file")
+        size = status.st_size
         if not size:
             raise DamageError(f"{path} is empty")
         return memoryview(mmap.mmap(fd, size, access=mmap.ACCESS_READ))
@@ -176,6 +180,19 @@ def _checked(data: memoryview, path: Path, what: str) -> memoryview:
             f"{path}: the checksum of {what} does not match; restore the file or rebuild the cache"
         )
     return body
+
+
+def _content_size(frame: memoryview) -> int | None:
+    """What a zstd frame says it holds (RFC 8878, 3.1.1.1), None where it does not say."""
+    header = bytes(frame[:18])  # the longest there is
+    if len(header) < 5 or header[:4] != b"\x28\xb5\x2f\xfd":
+        return None
+    flag, single = header[4] >> 6, header[4] >> 5 & 1
+    if not (flag or single):
+        return None
+    start = 5 + (not single) + (0, 1, 2, 4)[header[4] & 3]
+    size = int.from_bytes(header[start : start + (1 << flag)], "little")
+    return size + 256 if flag == 1 else size
 
 
 def map_plain(path: Path, array: Array) -> np.ndarray:
@@ -209,6 +226,9 @@ class Sharded:
         if offset + size > self._end or size <= _CRC:
             raise DamageError(f"{self.path}: row {row} is missing or lies outside the file")
         body = _checked(self._data[offset : offset + size], self.path, f"row {row}")
+        # Shorter content would leave the rest of out as it was.
+        if _content_size(body) != self.array.row_bytes:
+            raise DamageError(f"{self.path}: row {row} does not hold {self.array.row_bytes:,} bytes")
         try:
             # The destination's size is the row's: longer content fails instead of growing.
             zstd.decompress(body, out.reshape(-1).view(np.uint8))

@@ -16,7 +16,7 @@ import numpy as np
 
 from softcache import codecs
 from softcache.codecs import Codec, Field, Fields
-from softcache.errors import CodecError, MismatchError, SpecError, TeacherError, nearest
+from softcache.errors import CodecError, MismatchError, SoftcacheError, SpecError, TeacherError, nearest
 from softcache.targets.embedding import EmbeddingKind
 from softcache.targets.feature_map import FeatureMapKind
 from softcache.targets.logits import Logits, LogitsKind
@@ -103,7 +103,11 @@ class Target:
     @classmethod
     def from_identity(cls, name: str, stored: Mapping[str, Any]) -> Target:
         """The target that :meth:`identity` described; :class:`MismatchError` when this version cannot read it."""
-        target = request(f"{name}:{stored['kind']}={stored['codec']}").resolve(tuple(stored["shape"]))
+        try:
+            target = request(f"{name}:{stored['kind']}={stored['codec']}").resolve(tuple(stored["shape"]))
+            target.codec.fields(target.shape)
+        except SoftcacheError as e:
+            raise MismatchError(f"this softcache does not read the target {name!r}: {e}") from e
         if target.codec.version != stored["codec_version"]:
             raise MismatchError(
                 f"target {name!r} was written by version {stored['codec_version']} of {target.spec!r}; "

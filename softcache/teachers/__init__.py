@@ -98,12 +98,17 @@ def input_spec(options: Options, found: Any, who: str) -> InputSpec:
         raise TeacherError(
             f"{who} says nothing about its input's {', '.join(missing)}: state it with {flags}"
         )
-    return InputSpec(
-        size=_pair(given["size"]),
-        mean=_triple(given["mean"]),
-        std=_triple(given["std"]),
-        color=given.get("color", "RGB"),
-    )
+    try:
+        return InputSpec(
+            size=_pair(given["size"]),
+            mean=_triple(given["mean"]),
+            std=_triple(given["std"]),
+            color=given.get("color", "RGB"),
+        )
+    except (TypeError, ValueError) as e:
+        raise TeacherError(
+            f"{who}: an input spec is a size in pixels, three means, three stds, and RGB or BGR, not {given}"
+        ) from e
 
 
 def _pair(size: int | Sequence[int]) -> tuple[int, int]:

@@ -56,7 +56,9 @@ class ModuleTeacher:
                 raise TeacherError(
                     f"module {name!r} gives a {type(output).__name__}, not a tensor: tap one inside it"
                 )
-            self._tapped[name] = output
+            if name in self._tapped:
+                raise TeacherError(f"module {name!r} runs more than once for an image: tap one around it")
+            self._tapped[name] = output.clone()  # an in-place op that follows must not change it
 
         return keep
 
@@ -70,6 +72,7 @@ class ModuleTeacher:
         if self.input_spec.color == "BGR":
             x = x.flip(1)
         x = (x.float() - self._mean) / self._std
+        self._tapped.clear()
         dtype = PRECISIONS[self._options.precision]
         with torch.autocast(self._device.type, dtype or torch.bfloat16, enabled=dtype is not None):
             output = _logits_of(self._model(x), self._name)
@@ -142,7 +145,11 @@ def _read_weights(path: Path, allow_pickle: bool) -> tuple[dict[str, torch.Tenso
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:  # torch raises many kinds here
         raise TeacherError(f"the weights {path} cannot be read: {str(e).splitlines()[0]}") from None
-    state = state.get("state_dict", state)
+    state = state.get("state_dict", state) if isinstance(state, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(k, str) for k in state):
+        raise TeacherError(
+            f"the weights {path} hold no state dict (names and tensors): save model.state_dict()"
+        )
     return {k.removeprefix("module."): v for k, v in state.items()}, "pickle"
 
 
