@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -22,3 +24,48 @@ def shared_data() -> Path:
     if not data.is_dir():
         pytest.skip(f"no real data at {data}; set SOFTCACHE_SHARED to the folder that holds data/")
     return data
+
+
+# One small cache that holds every kind of target: 20 samples in blocks of 8, 8 and 4, two views; ``map`` has
+# rows of 4096 bytes and is sharded, the rest is plain.
+SMALL: dict[str, Any] = {
+    "recipe": "random_resized_crop(8)|flip",
+    "targets": {"logits": "full(u8)", "map": "int8", "vector": "f16"},
+    "views": 2,
+    "block_rows": 8,
+    "batch": 4,
+    "progress": False,
+}
+
+
+@pytest.fixture(scope="session")
+def small_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An ImageFolder of 20 PNG files in four classes. Copy it before you change it."""
+    from softcache.testing import make_image_folder
+
+    return make_image_folder(tmp_path_factory.mktemp("images"), per_class=5)
+
+
+@pytest.fixture(scope="session")
+def small_path(small_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the small cache. Copy it before you change it."""
+    import softcache as sc
+    from softcache.testing import toy_teacher
+
+    path = tmp_path_factory.mktemp("small") / "cache"
+    sc.build(path, source=small_folder, teacher=toy_teacher(), **SMALL)
+    return path
+
+
+@pytest.fixture
+def small_cache(small_path: Path):
+    """The small cache, freshly opened."""
+    import softcache as sc
+
+    return sc.open(small_path)
+
+
+@pytest.fixture
+def small_copy(small_path: Path, tmp_path: Path) -> Path:
+    """A copy of the small cache, to be damaged."""
+    return Path(shutil.copytree(small_path, tmp_path / "copy"))
