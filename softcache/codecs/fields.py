@@ -21,10 +21,14 @@ class Field:
 def half_up(x: np.ndarray) -> np.ndarray:
     """The smallest float16 that is not below ``x`` (``x`` ≥ 0, at most 65504)."""
     half = x.astype(np.float16)
-    return np.where(half.astype(x.dtype) < x, np.nextafter(half, np.float16(np.inf)), half)
+    with np.errstate(over="ignore"):  # of 65504, which is not taken
+        above = np.nextafter(half, np.float16(np.inf))
+    return np.where(half.astype(x.dtype) < x, above, half)
 
 
 def half_down(x: np.ndarray) -> np.ndarray:
     """The largest float16 that is not above ``x``."""
     half = x.astype(np.float16)
-    return np.where(half.astype(x.dtype) > x, np.nextafter(half, np.float16(-np.inf)), half)
+    with np.errstate(over="ignore"):
+        below = np.nextafter(half, np.float16(-np.inf))
+    return np.where(half.astype(x.dtype) > x, below, half)

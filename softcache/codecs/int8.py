@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import ClassVar
 
 import numpy as np
@@ -28,7 +29,7 @@ class Int8:
 
     def encode(self, values: np.ndarray) -> Fields:
         channels = _by_channel(values)
-        scale = half_up(np.abs(channels).max(axis=2) / np.float32(127))
+        scale = half_up(np.abs(channels).max(axis=2).astype(np.float64) / 127)  # float32 would flush to zero
         # A channel of zeros has scale 0: divide by one there, the quotient is zero.
         divisor = np.where(scale > 0, scale, np.float16(1)).astype(np.float32)
         value = np.rint(channels / divisor[:, :, None]).astype(np.int8)
@@ -47,4 +48,4 @@ class Int8:
 def _by_channel(rows: np.ndarray) -> np.ndarray:
     """``(n, C, *rest)`` or ``(n, D)`` → ``(n, C, m)`` or ``(n, 1, D)``."""
     channels = rows.shape[1] if rows.ndim > 2 else 1
-    return rows.reshape(len(rows), channels, -1)
+    return rows.reshape(len(rows), channels, prod(rows.shape[1:]) // channels)
