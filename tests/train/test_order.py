@@ -37,9 +37,7 @@ def test_an_epoch_shows_no_sample_twice(n, batch, seed, epoch, world):
             Order(samples, 1, batch, seed)
         return
     order = Order(samples, 1, batch, seed)
-    shown = [
-        order.rows(epoch, step, rank, world) for step in range(order.steps) for rank in range(world)
-    ]
+    shown = [order.rows(epoch, step, rank, world) for step in range(order.steps) for rank in range(world)]
     rows = np.concatenate(shown)
     assert len(rows) == order.steps * batch == len(np.unique(rows))
     assert np.isin(rows, samples).all()

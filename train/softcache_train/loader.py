@@ -78,6 +78,7 @@ class Loader:
         targets: names of the targets to read; all by default.
         target_source: where targets come from; the cache by default.
         samples: int64 indices into ``cache.ids`` to train on; all valid ones by default.
+        pairing: of this cache and source, where it was made before.
 
     Raises:
         MismatchError: the source is not the one the cache was built from, or a target is constant
@@ -100,8 +101,9 @@ class Loader:
         world: int = 1,
         target_source: TargetSource | None = None,
         samples: np.ndarray | None = None,
+        pairing: canary.Pairing | None = None,
     ):
-        self.pairing = canary.pair(cache, source)
+        self.pairing = pairing or canary.pair(cache, source)
         self.cache, self.source = cache, source
         self.input_spec = input_spec or cache.identity["teacher"]["input_spec"]
         height, width = size or self.input_spec["size"]

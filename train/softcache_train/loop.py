@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from softcache import canary
 from softcache.cache import Cache
 from softcache.errors import MismatchError, SoftcacheError, SpecError, nearest
 from softcache.keyed import hash64
@@ -69,7 +70,8 @@ def train(config: Config, cache: Cache, source: Source, *, val_source: Source | 
         torch.manual_seed(config.seed)
         student = students.make(config.student, num_classes).to(device)
         input_spec = getattr(student, "input_spec", cache.identity["teacher"]["input_spec"])
-        divided = validation.split(cache, source, val_source, config.val_limit)
+        pairing = canary.pair(cache, source)
+        divided = validation.split(cache, source, pairing, val_source, config.val_limit)
         loader = Loader(
             cache,
             source,
@@ -81,6 +83,7 @@ def train(config: Config, cache: Cache, source: Source, *, val_source: Source | 
             world=team.world,
             target_source=_target_source(config, cache, device),
             samples=divided.train,
+            pairing=pairing,
         )
         _check_labels(config, loader, num_classes)
         held_out = validation.load(cache, source, divided, loader.size)
@@ -102,7 +105,7 @@ def train(config: Config, cache: Cache, source: Source, *, val_source: Source | 
         model = team.parallel(student)
 
         progress = Progress(config.epochs, len(loader), config.global_batch, shown=team.rank == 0)
-        progress.say(loader.pairing.message)
+        progress.say(pairing.message)
         progress.say(held_out.message)
         for epoch in range(state.epoch, config.epochs):
             progress.begin(epoch)

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from softcache.cache import Cache
+from softcache.canary import Pairing
 from softcache.errors import MismatchError, UnreadableImage
 from softcache.keyed import Permutation
 from softcache.recipe import View, render
@@ -44,7 +45,7 @@ class Split:
     origin: str
 
 
-def split(cache: Cache, source: Source, val_source: Source | None, limit: int) -> Split:
+def split(cache: Cache, source: Source, pairing: Pairing, val_source: Source | None, limit: int) -> Split:
     """Divide what is there. ``val`` is at most ``limit`` images, and empty where none has a
     label."""
     train, pool = trainable(cache), val_source or source
@@ -52,14 +53,13 @@ def split(cache: Cache, source: Source, val_source: Source | None, limit: int) -
     labelled = np.flatnonzero(labels >= 0)
     if val_source is not None:
         return Split(train, pool, _some(labelled, limit), f"split {pool.split!r}")
-    cached = np.array([source.index(id) for id in cache.ids], np.int64)
-    outside = np.setdiff1d(labelled, cached)
+    outside = np.setdiff1d(labelled, pairing.index)
     if len(outside) >= ENOUGH:
         return Split(train, source, _some(outside, limit), "images outside the cache")
-    held = train[labels[cached[train]] >= 0]
+    held = train[labels[pairing.index[train]] >= 0]
     held = _some(held, len(held) // HELD_OUT)
     origin = "samples of the cache held out of training"
-    return Split(np.setdiff1d(train, held), source, cached[_some(held, limit)], origin)
+    return Split(np.setdiff1d(train, held), source, pairing.index[_some(held, limit)], origin)
 
 
 def _some(index: np.ndarray, count: int) -> np.ndarray:
