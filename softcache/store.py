@@ -143,7 +143,8 @@ class Store:
         """Hold ``name`` against other processes: yields False when another holds it. Freed when the holder dies."""
         path = self.root / CLAIMS / name
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            self.make_folders(self.root)  # durably: the cache will lie in it
+            path.parent.mkdir(exist_ok=True)
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         except OSError as e:
             raise _explain(e, path, 0) from e
