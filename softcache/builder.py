@@ -62,6 +62,7 @@ def build(
     batch: int = 64,
     block_rows: int | None = None,
     skip_corrupt: bool = False,
+    ignore_labels: bool = False,
     rank: int = 0,
     world: int = 1,
     workers: int = 2,
@@ -82,6 +83,7 @@ def build(
         input_size, mean, std, color: what the teacher wants to see, where it does not say so itself.
         batch: rows a teacher's batch. block_rows: rows a block; about 64 MiB by default.
         skip_corrupt: keep rows of unreadable images as invalid, instead of refusing.
+        ignore_labels: the source's labels are not the teacher's classes; keep neither.
         rank, world: start at this builder's share of the blocks; every builder ends when all are done.
         workers: threads that decode and render.
         progress: print the live line and the summary on stderr.
@@ -115,7 +117,9 @@ def build(
     say: Callable[[str], None] = _say if progress else _silent
     say(samples.describe())
     store = out if isinstance(out, Store) else Store(out)
-    job = prepare(store, samples, load(teacher, options), made, asked, views, block_rows, skip_corrupt)
+    job = prepare(
+        store, samples, load(teacher, options), made, asked, views, block_rows, skip_corrupt, ignore_labels
+    )
     if not store.exists(m.MANIFEST):
         _build_blocks(job, rank / world, workers, progress, say)
         write_manifest(job)
@@ -348,7 +352,7 @@ def _measure(
 ) -> None:
     """Top-1 of what is kept on every row; fidelity on each block's first batch (it costs a decode)."""
     target = job.targets[name]
-    labels = job.source.labels[samples] if name == "logits" else None
+    labels = job.labels[samples] if name == "logits" else None
     if labels is None and not first:
         return
     kept = target.codec.decode(fields, target.shape)

@@ -37,7 +37,7 @@ def open(path: str | Path) -> Cache:
         MismatchError: it was written by a newer major version.
     """
     store = Store(path)
-    if store.exists(m.MANIFEST):
+    if os.path.lexists(store.path(m.MANIFEST)):
         where = str(store.path(m.MANIFEST))
         hint = f"delete it and run the same build-cache again: it is made anew from {store.root / 'receipts'}"
         raw = store.get(m.MANIFEST, m.MAX_JSON)

@@ -57,6 +57,7 @@ BUILD_FLAGS: dict[str, tuple[str | None, str]] = {
     "batch": ("N", "rows a teacher's batch (part of the cache's identity)"),
     "block_rows": ("N", "rows a block; about 64 MiB by default"),
     "skip_corrupt": (None, "keep the rows of unreadable images as invalid, instead of refusing"),
+    "ignore_labels": (None, "the source's labels are not the teacher's classes: keep neither"),
     "rank": ("N", "this builder's number, of --world that work on one cache"),
     "world": ("N", "how many builders work on this cache"),
     "workers": ("N", "threads that decode and render"),

@@ -38,6 +38,7 @@ class Job:
     grid: Grid
     targets: dict[str, Target]
     arrays: list[Array]
+    labels: np.ndarray
     skip_corrupt: bool
 
     @property
@@ -54,22 +55,29 @@ def prepare(
     views: int,
     block_rows: int | None,
     skip_corrupt: bool,
+    ignore_labels: bool,
 ) -> Job:
     """Agree with the build that has begun in the store, or begin one.
 
     Raises:
-        MismatchError: the store holds something else, or another build; the first differing field is named.
+        MismatchError: the store holds something else, or another build (the first differing field is named); or the
+            teacher answers another number of classes than the source names.
         TeacherError, CodecError: the teacher's answers do not fit the targets.
     """
+    classes = None if ignore_labels else source.classes
+    labels = np.full(len(source), -1) if ignore_labels else source.labels
     stored = _stored(store)
     if stored is None:
         targets = _probe(teacher, asked)
-        identity = _identity(source, teacher, recipe, targets, views, block_rows)
+        _check_classes(classes, targets)
+        identity = _identity(source, classes, teacher, recipe, targets, views, block_rows)
         stored = _begin(store, source, identity)
-    if stored.digest != (wanted := _wanted(stored, source, teacher, recipe, asked, views, block_rows)).digest:
+    wanted = _wanted(stored, source, classes, teacher, recipe, asked, views, block_rows)
+    if stored.digest != wanted.digest:
         raise _refusal(store, stored, wanted)
     grid, targets = stored.make_grid(), stored.make_targets()
-    return Job(store, source, teacher, recipe, stored, grid, targets, m.arrays(grid, targets), skip_corrupt)
+    arrays = m.arrays(grid, targets)
+    return Job(store, source, teacher, recipe, stored, grid, targets, arrays, labels, skip_corrupt)
 
 
 def _stored(store: Store) -> m.Identity | None:
@@ -123,8 +131,20 @@ def _probe(teacher: Teacher, asked: tuple[Request, ...]) -> dict[str, Target]:
     return targets
 
 
+def _check_classes(classes: tuple[str, ...] | None, targets: dict[str, Target]) -> None:
+    if classes is None or "logits" not in targets:
+        return
+    answered = targets["logits"].shape[0]
+    if answered != len(classes):
+        raise MismatchError(
+            f"the teacher answers {answered} classes and the source names {len(classes)}: its labels are not the "
+            "teacher's. Is this the right teacher? If the labels do not matter, say --ignore-labels"
+        )
+
+
 def _identity(
     source: Source,
+    classes: tuple[str, ...] | None,
     teacher: Teacher,
     recipe: Recipe,
     targets: dict[str, Target],
@@ -140,7 +160,7 @@ def _identity(
             split=source.split,
             ids=source.ids_digest,
             content=source.fingerprint,
-            classes=None if source.classes is None else list(source.classes),
+            classes=None if classes is None else list(classes),
             decoder=source.decoder(),
         ),
         recipe=m.RecipeId(**recipe.identity()),
@@ -156,6 +176,7 @@ def _identity(
 def _wanted(
     stored: m.Identity,
     source: Source,
+    classes: tuple[str, ...] | None,
     teacher: Teacher,
     recipe: Recipe,
     asked: tuple[Request, ...],
@@ -168,7 +189,7 @@ def _wanted(
         targets = {r.name: r.resolve(shapes.get(r.name, (1,))) for r in asked}
     except SoftcacheError as e:
         raise MismatchError(f"the build that has begun has other targets: {e}") from e
-    return _identity(source, teacher, recipe, targets, views, block_rows or stored.grid.block_rows)
+    return _identity(source, classes, teacher, recipe, targets, views, block_rows or stored.grid.block_rows)
 
 
 def _refusal(store: Store, stored: m.Identity, wanted: m.Identity) -> MismatchError:

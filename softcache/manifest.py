@@ -7,6 +7,7 @@ canaries, ``files.bin`` and at last ``softcache.json``: the only commit point. R
 from __future__ import annotations
 
 from functools import cached_property
+from math import prod
 from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
@@ -22,6 +23,7 @@ MANIFEST, TABLE, IDENTITY = "softcache.json", "files.bin", "receipts/identity.js
 VERSION = (1, 0)
 MAX_JSON = 64 << 20
 VIEW_FIELDS = 7
+_MOST_VALUES = 1 << 28  # of a row: what a manifest can make a reader allocate
 ENTRY = np.dtype([("sha256", "V32"), ("bytes", "<u8")])
 
 Sha = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -138,6 +140,8 @@ def arrays(grid: Grid, targets: dict[str, Target]) -> list[Array]:
 
 def _block_array(path: str, dtype: str, row: tuple[int, ...], axes: tuple[str, ...], grid: Grid) -> Array:
     shape = (grid.views, grid.samples, *row)
+    if prod(row) > _MOST_VALUES:
+        raise DamageError(f"{path} has rows of {prod(row):,} values; a row holds up to {_MOST_VALUES:,}")
     return Array(path, dtype, shape, (1, grid.block_rows, *row), ("view", "sample", *axes))
 
 

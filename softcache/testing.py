@@ -195,7 +195,7 @@ def make_image_folder(path: Path, per_class: int = 6, seed: int = 0) -> Path:
 
 
 class ToyTeacher:
-    """Exact arithmetic on pixels: ``logits`` (10), ``map`` (16, 16, 16) and ``vector`` (24), the same on every machine.
+    """Exact arithmetic on pixels: ``logits`` (4), ``map`` (16, 16, 16) and ``vector`` (24), the same on every machine.
 
     Each call appends a line to the file that the environment variable ``SOFTCACHE_TOY_LOG`` names: a digest of every
     row of pixels. ``SOFTCACHE_TOY_DELAY`` makes a call take that many seconds.
@@ -212,7 +212,7 @@ class ToyTeacher:
             os.close(fd)
         time.sleep(float(os.environ.get("SOFTCACHE_TOY_DELAY", 0)))
         rows = pixels.reshape(len(pixels), -1).astype(np.int64)
-        logits = np.stack([(rows * (k + 1) % 251).sum(axis=1) % 509 for k in range(10)], axis=1)
+        logits = np.stack([(rows * (k + 1) % 251).sum(axis=1) % 509 for k in range(4)], axis=1)
         tiled = np.tile(rows, -(-4096 // rows.shape[1]))[:, :4096]
         return {
             "logits": (logits / 32 - 8).astype(np.float32),
