@@ -223,6 +223,7 @@ def read(model: type[Model], data: bytes, where: str, hint: str) -> Model:
     except (ValidationError, ValueError, RecursionError) as e:
         first = e.errors()[0] if isinstance(e, ValidationError) else None
         why = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first else str(e)
+        why = repr(why)[1:-1]  # it may quote what is in the file
         raise DamageError(f"{where} is half-written or was edited ({why}); {hint}") from None
 
 
