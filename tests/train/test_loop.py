@@ -135,10 +135,12 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(cache, source, images, tm
     assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
 
 
-def test_a_finished_run_says_its_result_again(cache, source, tmp_path):
+def test_a_finished_run_says_its_result_again(cache, source, tmp_path, capsys):
     first = run(cache, source, tmp_path)
     before = weights(tmp_path)
+    capsys.readouterr()
     assert run(cache, source, tmp_path) == first
+    assert "holds 3 epochs and 0 steps" in capsys.readouterr().err
     assert weights(tmp_path) == before
 
 
@@ -172,6 +174,21 @@ def test_learning_rate_rises_to_its_peak_and_falls_to_zero():
     assert rates[10] == 0.4 == max(rates)
     assert rates[30] == pytest.approx(0.2) and 0 < rates[49] < 0.001
     assert all(a > b for a, b in itertools.pairwise(rates[10:]))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_mixed_precision_resumes_exactly(cache, source, tmp_path, monkeypatch, stop_after, dtype):
+    """As on CUDA, but here; float16 comes with loss scaling."""
+    assert loop._autocast_dtype(configs.check(OPTIONS), torch.device("cpu")) is None
+    monkeypatch.setattr(loop, "_autocast_dtype", lambda config, device: dtype)
+    run(cache, source, tmp_path / "whole")
+    stop_after(6)
+    with pytest.raises(KeyboardInterrupt):
+        run(cache, source, tmp_path / "stopped")
+    run(cache, source, tmp_path / "stopped")
+    assert weights(tmp_path / "stopped") == weights(tmp_path / "whole")
+    scaled = json.loads((tmp_path / "whole" / "checkpoint.json").read_text())["scaler"]
+    assert bool(scaled) == (dtype is torch.float16)
 
 
 def test_online_and_cached_training_agree(cache, source, tmp_path):

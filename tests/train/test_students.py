@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from softcache_train import students
@@ -61,3 +62,19 @@ def test_own_factory_that_makes_no_module():
 def test_names_that_lead_nowhere(name, says):
     with pytest.raises(SpecError, match=says):
         students.make(name, 10)
+
+
+@pytest.mark.slow
+def test_top1_of_the_pretrained_resnet56_is_93_39(shared_data):
+    """The published weights, through the code that feeds every student."""
+    from safetensors.torch import load_file
+    from softcache_train.validation import Images, accuracy
+
+    from softcache.source import Source
+
+    source = Source(shared_data / "cifar10", split="test")
+    pixels = np.stack([source.image(i) for i in range(len(source))])
+    model = students.resnet56()
+    model.load_state_dict(load_file(shared_data / "weights" / "cifar10_resnet56.safetensors"))
+    images = Images(pixels, source.labels, "")
+    assert accuracy(model, images, model.input_spec, torch.device("cpu")) == 0.9339

@@ -94,12 +94,12 @@ def _train(args: argparse.Namespace) -> int:
         return 0
     if args.json:
         print(json.dumps(asdict(result)))
-    top1 = "not measured" if result.top1 is None else f"{result.top1:.2%}"
-    print(
-        f"top-1 {top1} after {result.epochs} epochs, {result.step_ms:.1f} ms a step, "
-        f"{result.images_per_second:,.0f} images/s; the student: {result.model}",
-        file=sys.stderr if args.json else sys.stdout,
-    )
+    else:
+        top1 = "not measured" if result.top1 is None else f"{result.top1:.2%}"
+        print(f"top-1 {top1} after {result.epochs} epochs")
+        if result.step_ms is not None:
+            print(f"{result.step_ms:.1f} ms a step, {result.images_per_second:,.0f} images/s")
+        print(f"the student: {result.model}")
     return 0
 
 

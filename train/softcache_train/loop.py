@@ -35,15 +35,15 @@ class Result:
 
     ``out`` is its folder and ``model`` the student's weights in it. ``top1`` in 0…1, None without
     labelled images to validate on. ``step_ms`` and ``images_per_second`` (over all ranks) are
-    medians over the epochs, validation not counted.
+    medians over the epochs, validation not counted; None where no epoch could be timed.
     """
 
     out: str
     model: str
     epochs: int
     top1: float | None
-    step_ms: float
-    images_per_second: float
+    step_ms: float | None
+    images_per_second: float | None
 
 
 class TrainingDiverged(SoftcacheError):  # noqa: N818 - named for what it is
@@ -69,7 +69,7 @@ def train(config: Config, cache: Cache, source: Source, *, val_source: Source | 
         device, num_classes = team.device, _num_classes(config, cache)
         torch.manual_seed(config.seed)
         student = students.make(config.student, num_classes).to(device)
-        input_spec = getattr(student, "input_spec", cache.identity["teacher"]["input_spec"])
+        input_spec = cache.identity["teacher"]["input_spec"] | getattr(student, "input_spec", {})
         pairing = canary.pair(cache, source)
         divided = validation.split(cache, source, pairing, val_source, config.val_limit)
         loader = Loader(
@@ -94,7 +94,7 @@ def train(config: Config, cache: Cache, source: Source, *, val_source: Source | 
         store = Store(config.out or _default_out(config, cache))
         state = checkpoint.read(store)
         if state is None:
-            state = Checkpoint(config.identity(), cache.digest, num_classes, dict(input_spec))
+            state = Checkpoint(config.identity(), cache.digest, num_classes, input_spec)
         else:
             checkpoint.require_same(state, config.identity(), cache.digest, store.root)
             checkpoint.restore(store, state, student, optimizer)
@@ -107,6 +107,8 @@ def train(config: Config, cache: Cache, source: Source, *, val_source: Source | 
         progress = Progress(config.epochs, len(loader), config.global_batch, shown=team.rank == 0)
         progress.say(pairing.message)
         progress.say(held_out.message)
+        if state.files:
+            progress.say(f"{store.root} holds {state.epoch} epochs and {state.step} steps: going on")
         for epoch in range(state.epoch, config.epochs):
             progress.begin(epoch)
             for batch in loader:
@@ -166,14 +168,13 @@ def train(config: Config, cache: Cache, source: Source, *, val_source: Source | 
             if team.rank == 0:
                 checkpoint.save(store, state, student, optimizer)
 
-        timed = [entry for entry in state.history if "step_ms" in entry]
         return Result(
             out=str(store.root),
             model=str(store.path(checkpoint.file_name("model", state.epoch, state.step))),
             epochs=state.epoch,
             top1=state.history[-1]["top1"],
-            step_ms=statistics.median(entry["step_ms"] for entry in timed),
-            images_per_second=statistics.median(entry["images_per_second"] for entry in timed),
+            step_ms=_median(state, "step_ms"),
+            images_per_second=_median(state, "images_per_second"),
         )
 
 
@@ -235,6 +236,11 @@ def _default_out(config: Config, cache: Cache) -> str:
     """One folder for each cache and set of options, so that the same command resumes."""
     name = digest(canonical_json([config.identity(), cache.digest]))[:8]
     return f"runs/{config.student.replace(':', '.')}-{name}"
+
+
+def _median(state: Checkpoint, name: str) -> float | None:
+    timed = [entry[name] for entry in state.history if name in entry]
+    return statistics.median(timed) if timed else None
 
 
 def _finite(totals: Tensor, epoch: int) -> list[float]:
