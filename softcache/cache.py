@@ -186,14 +186,15 @@ class Cache:
         Raises:
             NotBuilt, InvalidRow, DamageError, IndexError.
         """
-        samples = np.asarray(samples)
+        samples = _integers(samples)
         self._check(view, samples)
         positions = self.grid.positions(samples)
-        return {name: self._target(name, view, positions, slab=True) for name in names or self.targets}
+        wanted = self.targets if names is None else names
+        return {name: self._target(name, view, positions, slab=True) for name in wanted}
 
     def read_views(self, view: int, samples: np.ndarray) -> list[View]:
         """The realised views of some samples, as they were rendered for the teacher."""
-        samples = np.asarray(samples)
+        samples = _integers(samples)
         self._check(view, samples)
         rows = self._gather(self.arrays["view/geometry"], view, self.grid.positions(samples), slab=True)
         if rows.size and rows[:, 2:6].min() < 1:
@@ -335,6 +336,13 @@ class Row(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self._cache.targets)
+
+
+def _integers(samples: np.ndarray) -> np.ndarray:
+    found = np.asarray(samples)
+    if found.size and found.dtype.kind not in "iu":  # a mask would be taken for other rows
+        raise IndexError(f"samples are whole numbers, not {found.dtype}")
+    return found.astype(np.int64, copy=False)
 
 
 def load_receipt(store: Store, identity: m.Identity, block: Block) -> tuple[m.Receipt, bytes]:
