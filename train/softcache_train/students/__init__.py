@@ -18,10 +18,11 @@ from softcache_train.students.cifar_resnet import (
     resnet44,
     resnet56,
 )
+from softcache_train.students.digits import digits_cnn, digits_mlp
 
-__all__ = ["make", "resnet8", "resnet20", "resnet32", "resnet44", "resnet56"]
+__all__ = ["digits_cnn", "digits_mlp", "make", "resnet8", "resnet20", "resnet32", "resnet44", "resnet56"]
 
-_STUDENTS = {f.__name__: f for f in (resnet8, resnet20, resnet32, resnet44, resnet56)}
+_STUDENTS = {f.__name__: f for f in (resnet8, resnet20, resnet32, resnet44, resnet56, digits_cnn, digits_mlp)}
 
 
 def make(name: str, num_classes: int) -> nn.Module:
