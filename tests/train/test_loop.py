@@ -104,30 +104,22 @@ def test_two_runs_of_one_seed_are_the_same_and_of_two_are_not(cache, source, tmp
     assert weights(tmp_path / "a") == weights(tmp_path / "b") != weights(tmp_path / "c")
 
 
-KILLED = """
-import os, sys, toys
-import torch; torch.set_num_threads(1)
-import softcache
-from softcache_train import config, progress, train
-step, taken = progress.Progress.step, []
-def die(self, number):
-    step(self, number); taken.append(number)
-    if len(taken) == 7: os.kill(os.getpid(), 9)
-progress.Progress.step = die
-cache, images, options = sys.argv[1], sys.argv[2], eval(sys.argv[3])
-train(config.check(options), softcache.open(cache), softcache.Source(images, split="train"))
-"""
+def test_a_killed_run_goes_on_from_its_last_checkpoint(cache, source, tmp_path, monkeypatch):
+    taken, step = [], Progress.step
 
+    def die(self, number):
+        step(self, number)
+        taken.append(number)
+        if len(taken) == 7:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-def environment():
-    paths = [str(Path(__file__).parent), str(ROOT), str(ROOT / "train")]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-
-
-def test_a_killed_run_goes_on_from_its_last_checkpoint(cache, source, images, tmp_path):
-    options = {**OPTIONS, "checkpoint_every": 2, "out": str(tmp_path / "killed")}
-    command = [sys.executable, "-c", KILLED, str(cache.path), str(images), repr(options)]
-    assert subprocess.run(command, env=environment(), timeout=120).returncode == -signal.SIGKILL
+    child = os.fork()
+    if child == 0:
+        monkeypatch.setattr(Progress, "step", die)
+        run(cache, source, tmp_path / "killed", checkpoint_every=2)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.WTERMSIG(status) == signal.SIGKILL
     killed = json.loads((tmp_path / "killed" / "checkpoint.json").read_text())
     assert (killed["epoch"], killed["step"]) == (1, 2)
     run(cache, source, tmp_path / "killed", checkpoint_every=2)
@@ -284,6 +276,11 @@ from softcache_train import config, train
 cache, images, options = sys.argv[1], sys.argv[2], eval(sys.argv[3])
 train(config.check(options), softcache.open(cache), softcache.Source(images, split="train"))
 """
+
+
+def environment():
+    paths = [str(Path(__file__).parent), str(ROOT), str(ROOT / "train")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
 
 
 def test_two_processes_train_as_one(cache, source, images, tmp_path):
