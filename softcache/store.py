@@ -118,6 +118,8 @@ class Store:
                 )
             with os.fdopen(fd, "rb", closefd=False) as file:
                 return file.read()
+        except OSError as e:
+            raise DamageError(f"{path} cannot be read: {e.strerror}") from e
         finally:
             os.close(fd)
 
@@ -132,10 +134,11 @@ class Store:
     def names(self) -> list[str]:
         """Every file below the root, sorted, but those of running builders (claims, temporary files)."""
         found = []
-        for folder, _, files in os.walk(self.root):
+        for folder, folders, files in os.walk(self.root):
             here = Path(folder).relative_to(self.root)
             if here.parts[:1] != (CLAIMS,):
-                found += [(here / f).as_posix() for f in files if not f.endswith(TEMPORARY)]
+                links = [f for f in folders if Path(folder, f).is_symlink()]  # walk does not go into them
+                found += [(here / f).as_posix() for f in files + links if not f.endswith(TEMPORARY)]
         return sorted(found)
 
     @contextlib.contextmanager
