@@ -357,9 +357,7 @@ def _measure(
         return
     kept = target.codec.decode(fields, target.shape)
     if labels is not None:
-        counted = valid & (labels >= 0)
-        work.tally.labelled += int(counted.sum())
-        work.tally.correct += int((kept.argmax(axis=1) == labels)[counted].sum())
+        work.tally.count(values, kept, np.where(valid, labels, -1))
     if first:
         work.tally.add(name, target.kind, values[valid], kept[valid])
 
@@ -378,10 +376,7 @@ def _commit(job: Job, work: _Work) -> int:
         rows=work.block.rows,
         files=entries,
         invalid=sorted(work.invalid),
-        labelled=work.tally.labelled,
-        correct=work.tally.correct,
-        measured=work.tally.measured,
-        fidelity=work.tally.sums,
+        **vars(work.tally),
     )
     job.store.put(m.Receipt.path(work.block), receipt.to_bytes())
     return written

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import os
-import threading
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -18,14 +15,12 @@ from softcache import manifest as m
 from softcache import spec
 from softcache.block import Block
 from softcache.errors import DamageError, InvalidRow, MismatchError, NotBuilt, SourceError, nearest
+from softcache.reader import Reader
 from softcache.recipe import View
 from softcache.store import Store
 from softcache.targets import Target
-from softcache.zarrfile import Array, Sharded, map_plain
+from softcache.zarrfile import Array, map_plain
 
-SLAB_BYTES = 1 << 30  # views whose small fields are larger than this are gathered file by file
-_OPEN_FILES = 4096
-_THREADS = 2
 T = TypeVar("T")
 
 
@@ -76,10 +71,9 @@ class Cache:
         self.samples, self.views = self.grid.samples, self.grid.views
         self.targets: dict[str, Target] = identity.make_targets()
         self.arrays = {a.path: a for a in m.arrays(self.grid, self.targets)}
-        self._files: OrderedDict[tuple[str, int, int], Any] = OrderedDict()
-        self._slabs: dict[str, tuple[int, np.ndarray]] = {}
-        self._local = threading.local()
-        self._lock = threading.Lock()
+        # A finished cache has every block; one that is being built is asked before a file is touched.
+        check = self._built if manifest is None else _nothing
+        self.reader = Reader(store, self.grid, list(self.arrays.values()), check)
 
     @property
     def path(self) -> Path:
@@ -190,13 +184,13 @@ class Cache:
         self._check(view, samples)
         positions = self.grid.positions(samples)
         wanted = self.targets if names is None else names
-        return {name: self._target(name, view, positions, slab=True) for name in wanted}
+        return {name: self._target(name, view, positions, slab=self.complete) for name in wanted}
 
     def read_views(self, view: int, samples: np.ndarray) -> list[View]:
         """The realised views of some samples, as they were rendered for the teacher."""
         samples = _integers(samples)
         self._check(view, samples)
-        rows = self._gather(self.arrays["view/geometry"], view, self.grid.positions(samples), slab=True)
+        rows = self.reader.fields("view", view, self.grid.positions(samples), slab=self.complete)["geometry"]
         if rows.size and rows[:, 2:6].min() < 1:
             raise DamageError(f"{self.path} holds a view of no size: rebuild the cache")
         return [View.unpack(row) for row in rows.tolist()]
@@ -206,8 +200,8 @@ class Cache:
             raise IndexError(f"view {view} of {self.views}")
         if samples.size and (samples.min() < 0 or samples.max() >= self.samples):
             raise IndexError(f"sample out of range of {self.samples}")
-        bad = np.intersect1d(samples, self.invalid if self.complete else self._invalid_in(view, samples))
-        if bad.size:
+        invalid = self.invalid if self.complete else self._invalid_in(view, samples)
+        if len(invalid) and (bad := np.intersect1d(samples, invalid)).size:
             raise InvalidRow(
                 f"{self.ids[bad[0]]!r} has no targets: its image was unreadable when the cache was built"
             )
@@ -220,82 +214,7 @@ class Cache:
     def _target(self, name: str, view: int, positions: np.ndarray, slab: bool) -> Any:
         if name not in self.targets:
             raise MismatchError(f"the cache {self.path} has no target {name!r}{nearest(name, self.targets)}")
-        target = self.targets[name]
-        paths = {f.name: self.arrays[f"targets/{name}/{f.name}"] for f in target.fields}
-        return target.decode({f: self._gather(a, view, positions, slab) for f, a in paths.items()})
-
-    def _gather(self, array: Array, view: int, positions: np.ndarray, slab: bool) -> np.ndarray:
-        if array.big:
-            return self._gather_big(array, view, positions)
-        if slab and self.complete and self.samples * array.row_bytes <= SLAB_BYTES:
-            return np.take(self._slab(array, view), positions, axis=0)
-        out = np.empty((len(positions), *array.row), array.dtype)
-        for index, here, rows in self._by_block(positions):
-            out[here] = self._plain(array, view, index)[rows]
-        return out
-
-    def _by_block(self, positions: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """(block index, places in ``positions``, rows inside the block) for each block touched."""
-        blocks, rows = np.divmod(positions, self.grid.block_rows)
-        order = np.argsort(blocks, kind="stable")
-        cuts = np.flatnonzero(np.diff(blocks[order])) + 1
-        for here in np.split(order, cuts):
-            if here.size:
-                yield int(blocks[here[0]]), here, rows[here]
-
-    def _slab(self, array: Array, view: int) -> np.ndarray:
-        """All rows of a view of a small field in one buffer; the last view asked for is kept."""
-        held = self._slabs.get(array.path)
-        if held is None or held[0] != view:
-            files = [self._plain(array, view, i) for i in range(self.grid.blocks_per_view)]
-            held = (view, np.concatenate(files)[: self.samples])
-            self._slabs[array.path] = held
-        return held[1]
-
-    def _gather_big(self, array: Array, view: int, positions: np.ndarray) -> np.ndarray:
-        """Decoded by threads into a buffer that is used again by the next read of this thread."""
-        buffers = self._local.__dict__.setdefault("buffers", {})
-        out = buffers.get(array.path)
-        if out is None or len(out) < len(positions):
-            out = buffers[array.path] = np.empty((len(positions), *array.row), array.dtype)
-        out = out[: len(positions)]
-        jobs = []
-        for index, here, rows in self._by_block(positions):
-            shard = self._file(array, view, index, Sharded)
-            jobs += [(shard, int(r), out[h]) for h, r in zip(here, rows, strict=True)]
-        if len(jobs) * array.row_bytes < 1 << 20:  # handing over costs more than decoding a little
-            _decode(jobs)
-        else:
-            parts = [jobs[i::_THREADS] for i in range(_THREADS)]
-            for done in [self._pool.submit(_decode, part) for part in parts]:
-                done.result()
-        return out
-
-    @property
-    def _pool(self) -> ThreadPoolExecutor:
-        # Threads do not survive a fork: a pool belongs to the process that made it.
-        with self._lock:
-            if getattr(self, "_pool_of", None) != os.getpid():
-                self._pool_of, self._executor = os.getpid(), ThreadPoolExecutor(_THREADS)
-            return self._executor
-
-    # -- files -----------------------------------------------------------------------------------------
-
-    def _plain(self, array: Array, view: int, index: int) -> np.ndarray:
-        return self._file(array, view, index, map_plain)
-
-    def _file(self, array: Array, view: int, index: int, opener: Any) -> Any:
-        key = (array.path, view, index)
-        found = self._files.get(key)
-        if found is None:
-            if not self.complete:
-                self._built(self.grid.block(view, index))
-            found = opener(self.store.path(array.file(view, index)), array)
-            with self._lock:
-                self._files[key] = found
-                if len(self._files) > _OPEN_FILES:
-                    self._files.popitem(last=False)
-        return found
+        return self.targets[name].decode(self.reader.fields(f"targets/{name}", view, positions, slab))
 
     def _built(self, block: Block) -> m.Receipt:
         if not self.store.exists(m.Receipt.path(block)):
@@ -313,6 +232,10 @@ class Cache:
         if spec.digest(data) != self.manifest.files.sha256:
             raise DamageError(f"{self.store.path(m.TABLE)} is not the table the manifest names")
         return m.unpack_table(data, self.grid.blocks_per_view * self.views, len(self.arrays))
+
+
+def _nothing(block: Block) -> None:
+    pass
 
 
 class Row(Mapping[str, Any]):
@@ -355,8 +278,3 @@ def load_receipt(store: Store, identity: m.Identity, block: Block) -> tuple[m.Re
     if receipt.identity != identity.digest or receipt.block != (block.view, block.index):
         raise MismatchError(f"{store.path(name)} belongs to another build; delete it and build again")
     return receipt, raw
-
-
-def _decode(jobs: list[tuple[Sharded, int, np.ndarray]]) -> None:
-    for shard, row, out in jobs:
-        shard.read(row, out)

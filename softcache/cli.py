@@ -288,8 +288,9 @@ def _shown(found: dict[str, Any]) -> list[str]:
     if found["complete"]:
         lines.append(f"  on disk  {report['bytes'] / 1e6:,.2f} MB in {total:,} blocks")
         if report["top1"] is not None:
+            before = f"{report['teacher_top1']:.2%} before encoding"
             lines.append(
-                f"  top-1    {report['top1']:.2%} of {report['labelled']:,} labelled rows, as cached"
+                f"  top-1    {report['top1']:.2%} of {report['labelled']:,} labelled rows ({before})"
             )
         if found["invalid"]:
             lines.append(f"  invalid  {len(found['invalid']):,} samples, for example {found['invalid'][0]!r}")

@@ -152,7 +152,7 @@ def _identity(
     block_rows: int | None,
 ) -> m.Identity:
     who = teacher.identity()
-    rows = block_rows or _default_rows(targets, len(source))
+    rows = block_rows or _default_rows(targets, len(source), who.batch)
     return m.Identity(
         version=m.VERSION,
         source=m.SourceId(
@@ -207,11 +207,12 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "…"
 
 
-def _default_rows(targets: dict[str, Target], samples: int) -> int:
-    """A power of two such that a block holds about 64 MiB, is not larger than the source, nor tiny."""
+def _default_rows(targets: dict[str, Target], samples: int, batch: int) -> int:
+    """Whole batches, about 64 MiB and at most 8,192 rows; the blocks of a view alike, so that little is padding."""
     row = sum(int(np.prod(f.shape)) * np.dtype(f.dtype).itemsize for t in targets.values() for f in t.fields)
-    rows = 1 << max(4, (_BLOCK_BYTES // max(row, 1)).bit_length() - 1)
-    return min(rows, _BLOCK_ROWS, 1 << max(0, (samples - 1).bit_length()))
+    most = min(_BLOCK_ROWS, max(batch, _BLOCK_BYTES // max(row, 1)))
+    even = -(-samples // -(-samples // most))
+    return even if even <= batch else -(-even // batch) * batch
 
 
 def _libraries(teacher: Teacher) -> dict[str, str]:

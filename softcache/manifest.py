@@ -170,7 +170,9 @@ class Constant(Entry):
 class Receipt(_Model):
     """A block is whole: its files, what was invalid, and what was measured on it.
 
-    ``files`` follow the canonical order of :func:`arrays`. ``fidelity`` holds sums over ``measured`` rows.
+    ``files`` follow the canonical order of :func:`arrays`. ``correct`` counts the labelled rows whose cached logits are
+    highest at the label, ``teacher_correct`` those where the teacher's were before encoding. ``fidelity``
+    holds sums over ``measured`` rows.
     """
 
     block: tuple[int, int]
@@ -180,6 +182,7 @@ class Receipt(_Model):
     invalid: list[int]
     labelled: Count
     correct: Count
+    teacher_correct: Count
     measured: Count
     fidelity: dict[str, dict[str, float]]
 

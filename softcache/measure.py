@@ -20,16 +20,24 @@ TEMPERATURES = (1, 4)
 
 @dataclass
 class Tally:
-    """Sums over rows; ``sums[target][measure]``, divided by ``measured`` at the end."""
+    """Counts and sums over the rows of a block; what they mean: :class:`softcache.manifest.Receipt`."""
 
     labelled: int = 0
     correct: int = 0
+    teacher_correct: int = 0
     measured: int = 0
-    sums: dict[str, dict[str, float]] = field(default_factory=dict)
+    fidelity: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def count(self, said: np.ndarray, kept: np.ndarray, labels: np.ndarray) -> None:
+        """Is the highest logit the label's? ``labels`` int64 ``(n,)``, -1 where there is none to compare."""
+        known = labels >= 0
+        self.labelled += int(known.sum())
+        self.correct += int((kept.argmax(axis=1) == labels)[known].sum())
+        self.teacher_correct += int((said.argmax(axis=1) == labels)[known].sum())
 
     def add(self, name: str, kind: str, said: np.ndarray, kept: np.ndarray) -> None:
         """Compare float32 rows with what the codec kept of them."""
-        sums = self.sums.setdefault(name, {})
+        sums = self.fidelity.setdefault(name, {})
         for key, values in fidelity(kind, said, kept).items():
             sums[key] = sums.get(key, 0.0) + float(values.sum())
         self.measured = max(self.measured, len(said))
@@ -67,6 +75,7 @@ def report(receipts: list[Receipt], grid: Grid, targets: Mapping[str, Target]) -
         "bytes_per_row": {n: _row_bytes(t) for n, t in targets.items()},
         "fidelity": {},
         "labelled": labelled,
+        "teacher_top1": sum(r.teacher_correct for r in receipts) / labelled if labelled else None,
         "top1": sum(r.correct for r in receipts) / labelled if labelled else None,
     }
     for name in targets if measured else ():
@@ -96,7 +105,8 @@ def tell(cache: Cache) -> str:
         )
     if r["top1"] is not None:
         lines.append(
-            f"  top-1 of what was cached against the labels: {r['top1']:.2%} of {r['labelled']:,} rows"
+            f"  top-1 of what was cached against the labels: {r['top1']:.2%} of {r['labelled']:,} rows "
+            f"({r['teacher_top1']:.2%} before encoding)"
         )
     if cache.manifest.invalid:
         lines.append(f"  {len(cache.manifest.invalid):,} samples are invalid: their images could not be read")

@@ -12,6 +12,7 @@ import os
 import stat
 import struct
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -53,20 +54,20 @@ class Array:
         if self.dtype not in _DTYPES:
             raise DamageError(f"array {self.path!r} has the unknown number type {self.dtype!r}")
 
-    @property
+    @cached_property
     def row(self) -> tuple[int, ...]:
         return self.shape[self.lead :]
 
-    @property
+    @cached_property
     def rows(self) -> int:
         """Rows of one file."""
         return prod(self.chunk[: self.lead])
 
-    @property
+    @cached_property
     def row_bytes(self) -> int:
         return prod(self.row) * np.dtype(self.dtype).itemsize
 
-    @property
+    @cached_property
     def big(self) -> bool:
         return self.lead == 2 and self.row_bytes >= BIG_ROW
 

@@ -17,6 +17,7 @@ import zarr
 import softcache as sc
 from softcache import cache as caches
 from softcache import manifest as m
+from softcache import reader
 from softcache.cache import Cache
 from softcache.errors import DamageError, InvalidRow, MismatchError, NotBuilt, SourceError
 from softcache.recipe import Recipe, View, render
@@ -118,11 +119,11 @@ def test_a_big_field_is_sharded_and_small_ones_are_not(small_cache: Cache):
 def test_slab_and_file_by_file_agree(small_path: Path, monkeypatch):
     slab = [values(sc.open(small_path).read(v, SHUFFLED)) for v in range(2)]
     views = [sc.open(small_path).read_views(v, SHUFFLED) for v in range(2)]
-    monkeypatch.setattr(caches, "SLAB_BYTES", 0)
+    monkeypatch.setattr(reader, "SLAB_BYTES", 0)
     cache = sc.open(small_path)
     assert all(same(values(cache.read(v, SHUFFLED)), slab[v]) for v in range(2))
     assert [cache.read_views(v, SHUFFLED) for v in range(2)] == views
-    assert not cache._slabs
+    assert not cache.reader._slabs
 
 
 def test_views_may_be_read_in_turns(small_cache: Cache):

@@ -1,0 +1,140 @@
+"""Stored fields of rows, gathered from the files of a cache as fast as memory allows.
+
+Why our own: shuffled rows cost zarr-python about 100 µs each (docs/benchmarks.md). Here small fields of a target are
+interleaved once a view into one record a row, so that a shuffled batch is one ``np.take``; big fields are decoded by
+threads, row by row, into a buffer that is used again.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from softcache.block import Block, Grid
+from softcache.codecs import Fields
+from softcache.store import Store
+from softcache.zarrfile import Array, Sharded, map_plain
+
+SLAB_BYTES = 1 << 30  # records of a view larger than this are gathered file by file
+_OPEN_FILES = 4096
+_THREADS = 2
+_THREADED_BYTES = 1 << 20  # below this, handing rows to threads costs more than decoding them
+
+
+class _Group:
+    """The arrays below one path: a target's fields."""
+
+    def __init__(self, arrays: dict[str, Array]):
+        self.big = {f: a for f, a in arrays.items() if a.big}
+        self.small = {f: a for f, a in arrays.items() if not a.big}
+        self.record = np.dtype([(f, a.dtype, a.row) for f, a in self.small.items()])
+
+
+class Reader:
+    """Reads rows of the arrays of one cache. Safe to use from threads, and after a fork.
+
+    ``before_open`` is called with a block before a file of it is first touched; it raises where the file must not be.
+    """
+
+    def __init__(self, store: Store, grid: Grid, arrays: list[Array], before_open: Callable[[Block], Any]):
+        self._store, self._grid, self._before_open = store, grid, before_open
+        paths = sorted({a.path.rpartition("/")[0] for a in arrays})
+        self._groups = {
+            p: _Group({a.path[len(p) + 1 :]: a for a in arrays if a.path.rpartition("/")[0] == p})
+            for p in paths
+        }
+        self._files: OrderedDict[tuple[str, int, int], Any] = OrderedDict()
+        self._slabs: dict[str, tuple[int, np.ndarray]] = {}
+        self._local = threading.local()
+        self._lock = threading.Lock()
+
+    def fields(self, path: str, view: int, positions: np.ndarray, slab: bool = True) -> Fields:
+        """The fields below ``path`` (``targets/logits``, ``view``) at some positions of a view.
+
+        With ``slab`` the whole view's small fields are kept in memory, up to :data:`SLAB_BYTES`. Big fields lie in a
+        buffer that the next call of this thread uses again: decode them before that.
+        """
+        group = self._groups[path]
+        found: Fields = {f: self._big(a, view, positions) for f, a in group.big.items()}
+        if group.small:
+            fits = slab and self._grid.samples * group.record.itemsize <= SLAB_BYTES
+            rows = (
+                np.take(self._slab(path, view), positions) if fits else self._scattered(path, view, positions)
+            )
+            found |= {f: rows[f] for f in group.small}
+        return found
+
+    def _slab(self, path: str, view: int) -> np.ndarray:
+        """The records of a whole view; those of the last view asked for are kept."""
+        held = self._slabs.get(path)
+        if held is None or held[0] != view:
+            held = view, self._scattered(path, view, np.arange(self._grid.samples))
+            self._slabs[path] = held
+        return held[1]
+
+    def _scattered(self, path: str, view: int, positions: np.ndarray) -> np.ndarray:
+        """Records gathered file by file."""
+        group = self._groups[path]
+        out = np.empty(len(positions), group.record)
+        for index, here, rows in self._by_block(positions):
+            for field, array in group.small.items():
+                out[field][here] = self._file(array, view, index, map_plain)[rows]
+        return out
+
+    def _by_block(self, positions: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """(block index, places in ``positions``, rows inside the block) for each block touched."""
+        blocks, rows = np.divmod(positions, self._grid.block_rows)
+        order = np.argsort(blocks, kind="stable")
+        cuts = np.flatnonzero(np.diff(blocks[order])) + 1
+        for here in np.split(order, cuts):
+            if here.size:
+                yield int(blocks[here[0]]), here, rows[here]
+
+    def _big(self, array: Array, view: int, positions: np.ndarray) -> np.ndarray:
+        buffers = self._local.__dict__.setdefault("buffers", {})
+        out = buffers.get(array.path)
+        if out is None or len(out) < len(positions):
+            out = buffers[array.path] = np.empty((len(positions), *array.row), array.dtype)
+        out = out[: len(positions)]
+        jobs = []
+        for index, here, rows in self._by_block(positions):
+            shard = self._file(array, view, index, Sharded)
+            jobs += [(shard, int(r), out[h]) for h, r in zip(here, rows, strict=True)]
+        if out.nbytes < _THREADED_BYTES:
+            _decode(jobs)
+        else:
+            parts = [jobs[i::_THREADS] for i in range(_THREADS)]
+            for done in [self._pool.submit(_decode, part) for part in parts]:
+                done.result()
+        return out
+
+    def _file(self, array: Array, view: int, index: int, opener: Callable[[Any, Array], Any]) -> Any:
+        key = (array.path, view, index)
+        found = self._files.get(key)
+        if found is None:
+            self._before_open(self._grid.block(view, index))
+            found = opener(self._store.path(array.file(view, index)), array)
+            with self._lock:
+                self._files[key] = found
+                if len(self._files) > _OPEN_FILES:
+                    self._files.popitem(last=False)
+        return found
+
+    @property
+    def _pool(self) -> ThreadPoolExecutor:
+        # Threads do not survive a fork: a pool belongs to the process that made it.
+        with self._lock:
+            if getattr(self, "_pool_of", None) != os.getpid():
+                self._pool_of, self._executor = os.getpid(), ThreadPoolExecutor(_THREADS)
+            return self._executor
+
+
+def _decode(jobs: list[tuple[Sharded, int, np.ndarray]]) -> None:
+    for shard, row, out in jobs:
+        shard.read(row, out)
