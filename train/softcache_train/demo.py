@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -113,7 +113,7 @@ def run(out: Path, seeds: int, epochs: int) -> Found:
     samples = np.flatnonzero(train.labels != THREE)  # cache.ids are the source's, in order
     say(f"\nstudents: of the cache's {cache.samples} digits they see the {len(samples)} that are no 3")
     judge, scores, shown = Judge.of(teacher, val, test), {}, np.zeros(10, np.int64)
-    for kind in ("labels", "cache"):
+    for kind in ("hard labels", "cache"):
         scores[kind] = []
         for seed in range(seeds):
             loader = st.Loader(cache, train, samples=samples, global_batch=BATCH, seed=seed, workers=0)
@@ -131,7 +131,7 @@ def run(out: Path, seeds: int, epochs: int) -> Found:
         cache=cache,
         teacher_spec=spec,
         T=T,
-        hard=scores["labels"],
+        hard=scores["hard labels"],
         soft=scores["cache"],
         teacher=judge.of_teacher,
         student_cost=cost(students.make(STUDENT, 10), test),
@@ -180,7 +180,7 @@ def write_digits(folder: Path) -> None:
         raise SpecError(
             f"the demo's digits come with scikit-learn: pip install 'softcache-train[demo]' ({e})"
         ) from e
-    digits = load_digits()
+    digits: Any = load_digits()
     pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)  # from 0…16
     say(f"digits: {len(pixels):,} handwritten ones that come with scikit-learn, written to {folder}")
     shuffled = iter(Permutation(len(pixels), "demo").inverse(np.arange(len(pixels))).tolist())

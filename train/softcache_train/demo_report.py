@@ -27,14 +27,16 @@ def table(found: Found) -> str:
     """What was measured, for a person; aligned plain text."""
     student, teacher = _costs(found.student_cost), _costs(found.teacher_cost)
     rows = [
-        ["learned from", "all %", "3s %", "δ", "all %", "3s %", "teacher", "MB", "ms/image"],
-        ["labels, no 3", *_cells(found.hard), *student],
-        [f"cache, no 3 (T={found.T:g})", *_cells(found.soft), *student],
-        ["labels: the teacher", *_teacher_cells(found.teacher), *teacher],
+        ["", "all %", "3s %", "δ", "all %", "3s %", "teacher", "MB", "ms/image"],
+        ["student, hard labels", *_cells(found.hard), *student],
+        [f"student, cache (T={found.T:g})", *_cells(found.soft), *student],
+        ["teacher", *_teacher_cells(found.teacher), *teacher],
     ]
     head, *lines = _aligned(rows)
     trained, shifted, kl = head.index("all %"), head.index("δ"), head.index("teacher")
-    above = f"{'':{trained}}{'as trained':{shifted - trained}}{'3 shifted by δ':{kl - shifted}}KL from"
+    above = (
+        f"{'':{trained}}{'as trained':{shifted - trained}}{'output for 3 shifted by δ':{kl - shifted}}KL from"
+    )
     return "\n".join([above, head, "─" * len(head), *lines, "", *_notes(found)])
 
 
@@ -134,7 +136,7 @@ def draw(found: Found, source: Source, samples: np.ndarray) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 6), dpi=120, layout="constrained", facecolor="white")
+    figure: Any = Figure(figsize=(12, 6), dpi=120, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     left, right = figure.subfigures(1, 2, width_ratios=[1.15, 1])
     _draw_bars(left, found)
@@ -144,11 +146,11 @@ def draw(found: Found, source: Source, samples: np.ndarray) -> None:
 
 def _draw_bars(figure: Any, found: Found) -> None:
     bars: list[tuple[str, Sequence[float], str]] = [
-        ("labels,\nas trained", [s.threes for s in found.hard], GREY),
-        ("labels,\n3 shifted", [s.shifted_threes for s in found.hard], GREY),
+        ("hard labels,\nas trained", [s.threes for s in found.hard], GREY),
+        ("hard labels,\n3 shifted by δ", [s.shifted_threes for s in found.hard], GREY),
         ("cache,\nas trained", [s.threes for s in found.soft], BLUE),
-        ("cache,\n3 shifted", [s.shifted_threes for s in found.soft], BLUE),
-        ("the teacher", [found.teacher.threes], ORANGE),
+        ("cache,\n3 shifted by δ", [s.shifted_threes for s in found.soft], BLUE),
+        ("teacher", [found.teacher.threes], ORANGE),
     ]
     axes = figure.subplots()
     for x, (_, values, colour) in enumerate(bars):
@@ -156,14 +158,16 @@ def _draw_bars(figure: Any, found: Found) -> None:
         axes.bar(x, heights.mean(), color=colour, width=0.62, alpha=0.55, zorder=2)
         if len(heights) > 1:
             spread = np.linspace(-0.16, 0.16, len(heights))
-            axes.scatter(x + spread, heights, s=26, color=colour, edgecolor="white", linewidth=0.7, zorder=3)
-        axes.text(x, heights.max() + 2.5, f"{heights.mean():.1f} %", ha="center", color=INK, fontsize=11)
+            axes.scatter(
+                x + spread, heights, s=30, color=colour, edgecolor=INK, linewidth=0.6, zorder=3, clip_on=False
+            )
+        axes.text(x, heights.max() + 2.5, f"{heights.mean():.1f} %", ha="center", color=INK, fontsize=12)
     axes.set_xticks(range(len(bars)), [label for label, _, _ in bars])
     axes.set_ylim(0, 112)
     axes.set_yticks(range(0, 101, 20))
     axes.set_ylabel(f"accuracy on the {found.test[THREE]} test 3s, %")
     axes.set_title(
-        "Students that never saw a 3 recognise 3s\n"
+        "Students that never saw a 3: how many 3s they recognise\n"
         f"bars: mean of {len(found.soft)} students; dots: each of them",
         fontsize=12,
     )
@@ -173,6 +177,7 @@ def _draw_bars(figure: Any, found: Found) -> None:
 
 def _draw_views(figure: Any, found: Found, source: Source, samples: np.ndarray) -> None:
     chosen = _most_like_a_3(found, source, samples)
+    top = 100 * max(p.max() for _, _, p in chosen) + 8
     grid = figure.subplots(len(chosen), 2, width_ratios=[1, 3.2])
     for (image, said), (sample, view, p) in zip(grid, chosen, strict=True):
         pixels = render(source.image(sample), found.cache.read_views(view, np.array([sample]))[0], (8, 8))
@@ -182,16 +187,18 @@ def _draw_views(figure: Any, found: Found, source: Source, samples: np.ndarray) 
         image.set_ylabel(f"a {source.labels[sample]}", rotation=0, ha="right", va="center", fontsize=12)
         said.bar(range(10), 100 * p, color=[ORANGE if digit == THREE else GREY for digit in range(10)])
         said.text(
-            THREE, 100 * p[THREE] + 2, f"{100 * p[THREE]:.0f} %", ha="center", color=ORANGE, fontsize=10
+            THREE, 100 * p[THREE] + 1, f"{100 * p[THREE]:.0f} %", ha="center", color=ORANGE, fontsize=10
         )
-        said.set_xticks(range(10))
-        said.set_ylim(0, 62)
-        said.set_ylabel("%")
+        said.set_xticks(range(10), range(10) if image is grid[-1, 0] else [""] * 10)
+        said.axhline(10, color=INK, linewidth=0.8, linestyle=":")
+        said.set_ylim(0, top)
+        said.set_yticks([0, 10, 20])
+        said.set_ylabel("probability, %")
         said.spines[["top", "right"]].set_visible(False)
     grid[-1, 1].set_xlabel("digit")
     figure.suptitle(
-        f"How they can: what the teacher said of other digits (T = {found.T:g})\n"
-        "cached views with the most 3 in them, one of each digit",
+        f"What the cache says of other digits (T = {found.T:g}; dotted: no opinion)\n"
+        "for four digits, the view in which the teacher sees most of a 3",
         fontsize=12,
     )
 

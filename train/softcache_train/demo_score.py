@@ -81,7 +81,7 @@ class Found:
     def as_json(self) -> dict[str, Any]:
         logits, disk = self.bytes_a_view
         return {
-            "labels": [asdict(s) for s in self.hard],
+            "hard": [asdict(s) for s in self.hard],
             "cache": [asdict(s) for s in self.soft],
             "teacher": {"overall": self.teacher.overall, "threes": self.teacher.threes},
             "cost": {"student": asdict(self.student_cost), "teacher": asdict(self.teacher_cost)},
