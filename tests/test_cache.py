@@ -173,7 +173,7 @@ def test_a_batch_may_be_changed_by_who_reads_it(small_cache: Cache):
 
 
 def test_threads_read_what_one_reads(small_path: Path, monkeypatch):
-    monkeypatch.setattr(caches, "_OPEN_FILES", 3)
+    monkeypatch.setattr(reader, "_OPEN_FILES", 3)
     expected = [values(sc.open(small_path).read(v, ALL)) for v in range(2)]
     cache = sc.open(small_path)
 

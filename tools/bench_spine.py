@@ -124,7 +124,7 @@ def bench_read(rounds: int) -> None:
         "map (64, 8, 8) as int8 (zstd), batch 64": ((64, 8, 8), 8_192, 64, 1024, "map=int8"),
         "map (256, 20, 20) as f16 (zstd), batch 16": ((256, 20, 20), 1_024, 16, 128, "map=f16"),
     }
-    rows = [
+    rows: list[tuple[str, ...]] = [
         ("rows", "decoded, k rows/s", "gathered", "np.memmap", "zarr-python", "gathered / memmap", "/ zarr")
     ]
     for title, (shape, samples, batch, block_rows, asked) in cases.items():
@@ -229,7 +229,7 @@ def bench_train(data: Path, rounds: int) -> None:
     weights = data / "weights" / "cifar10_resnet56.safetensors"
     source = sc.Source(data / "cifar10", split="test", limit=2048)
     spec = "softcache_train.students:resnet56"
-    rows = [
+    rows: list[tuple[str, ...]] = [
         ("student", "labels", "cache", "online", "cache / labels (95 %)", "online / cache", "(t + s) / s")
     ]
     with tempfile.TemporaryDirectory() as folder:
