@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -47,7 +48,8 @@ def fidelity(kind: str, said: np.ndarray, kept: np.ndarray) -> dict[str, np.ndar
     """Per row: KL(said ‖ kept) in nats at each temperature for logits; relative L2 error and cosine for the rest."""
     if kind == "logits":
         return {f"kl_T{T}": kl(said, kept, T) for T in TEMPERATURES}
-    a, b = said.reshape(len(said), -1).astype(np.float64), kept.reshape(len(kept), -1).astype(np.float64)
+    flat = len(said), prod(said.shape[1:])  # not -1: there may be no rows
+    a, b = said.reshape(flat).astype(np.float64), kept.reshape(flat).astype(np.float64)
     norm = np.linalg.norm(a, axis=1)
     safe = np.where(norm > 0, norm, 1.0)
     dot, other = (a * b).sum(axis=1), np.linalg.norm(b, axis=1)

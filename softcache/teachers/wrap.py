@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from softcache.errors import TeacherError
+from softcache.errors import SpecError, TeacherError, nearest
 from softcache.manifest import InputSpec, TeacherId
 from softcache.teachers import Options, Teacher, input_spec
+
+PRECISIONS = ("fp32", "fp16", "bf16")
 
 
 def wrap(made: Any, name: str, options: Options, spec: Any = None) -> Teacher:
@@ -37,6 +39,8 @@ class CallableTeacher:
             raise TeacherError(
                 f"the teacher {name} is a plain callable: it cannot be given weights, let it load them"
             )
+        if options.precision not in PRECISIONS:
+            raise SpecError(f"precision {options.precision!r}{nearest(options.precision, PRECISIONS)}")
         self._function, self._name, self._options = function, name, options
         found = spec or getattr(function, "input_spec", None) or {}
         # It normalises by itself, so only the size must be known.
