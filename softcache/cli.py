@@ -334,17 +334,13 @@ def _verify_live(arguments: argparse.Namespace, cache: Any) -> int:
         raise SpecError(f"--live {arguments.live}: at least one row")
     columns = {k: getattr(arguments, k) for k in ("limit", "layout", "image_column", "label_column")}
     source = Source(arguments.source, split=arguments.split or cache.identity["source"]["split"], **columns)
-    teacher = load(
-        arguments.teacher,
-        Options(
-            weights=Path(arguments.weights) if arguments.weights else None,
-            allow_pickle=bool(arguments.allow_pickle),
-            taps=tuple(t for t in cache.targets if t != "logits"),
-            precision=cache.identity["teacher"]["precision"],
-            batch=cache.identity["teacher"]["batch"],
-            **{k: getattr(arguments, k) for k in ("device", "input_size", "mean", "std", "color")},
-        ),
-    )
+    said = {
+        k: getattr(arguments, k) for k in ("allow_pickle", "device", "input_size", "mean", "std", "color")
+    }
+    taps = tuple(t for t in cache.targets if t != "logits")
+    weights = Path(arguments.weights) if arguments.weights else None
+    options = Options.like(cache.identity["teacher"], weights=weights, taps=taps, **said)
+    teacher = load(arguments.teacher, options)
     found = verify_live(cache, source, teacher, arguments.live)
     if arguments.json:
         print(json.dumps(found, indent=2))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -38,6 +38,18 @@ class Options:
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
     color: str | None = None
+
+    @classmethod
+    def like(cls, teacher: Mapping[str, Any], **said: Any) -> Options:
+        """Those a cache's teacher was built with (``cache.identity["teacher"]``), but for what is said anew."""
+        spec = teacher["input_spec"]
+        built = {
+            "precision": teacher["precision"],
+            "batch": teacher["batch"],
+            "input_size": tuple(spec["size"]),
+        }
+        built |= {"mean": tuple(spec["mean"]), "std": tuple(spec["std"]), "color": spec["color"]}
+        return cls(**built | {k: v for k, v in said.items() if v is not None})
 
 
 class Teacher(Protocol):

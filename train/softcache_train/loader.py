@@ -216,11 +216,13 @@ def trainable(cache: Cache) -> np.ndarray:
 
 
 def class_labels(cache: Cache, source: Source, index: np.ndarray) -> np.ndarray:
-    """int64, as ``index``: the cache's class, by name, of some images of ``source``; −1 if
-    unknown."""
+    """int64, as ``index``: the cache's class, by name, of some images of ``source``; −1 if unknown, as
+    all are where the cache was built with ``ignore_labels``."""
     labels = source.labels[index]
-    if cache.classes is None or source.classes is None:
+    if source.classes is None:
         return labels
+    if cache.classes is None:
+        return np.full_like(labels, -1)
     ours = {name: number for number, name in enumerate(cache.classes)}
     table = np.array([ours.get(name, -1) for name in source.classes], np.int64)
     return np.where(labels >= 0, table[labels], -1)

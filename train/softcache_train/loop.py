@@ -208,7 +208,7 @@ def _autocast_dtype(config: Config, device: torch.device) -> torch.dtype | None:
 
 def _target_source(config: Config, cache: Cache, device: torch.device) -> TargetSource:
     if config.teacher is not None:
-        return online.load(config.teacher, config.weights, config.target, str(device))
+        return online.load(cache, config.teacher, config.weights, config.target, str(device))
     return CacheTargets(cache, [config.target] if config.alpha else [])
 
 

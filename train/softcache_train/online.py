@@ -14,6 +14,7 @@ import torch
 from softcache_train.targets import Dense
 
 if TYPE_CHECKING:
+    from softcache.cache import Cache
     from softcache.teachers import Teacher
 
 
@@ -31,11 +32,15 @@ class LiveTeacher:
         return {name: Dense(torch.from_numpy(said[name])) for name in self.names}
 
 
-def load(teacher: str, weights: str | None, target: str, device: str) -> LiveTeacher:
-    """The teacher that ``build-cache --teacher`` would load. Raises :class:`TeacherError`."""
+def load(cache: Cache, teacher: str, weights: str | None, target: str, device: str) -> LiveTeacher:
+    """The teacher that ``build-cache --teacher`` would load, fed as the cache's teacher was.
+
+    Raises :class:`TeacherError`.
+    """
     from softcache import teachers
 
-    options = teachers.Options(
+    options = teachers.Options.like(
+        cache.identity["teacher"],
         weights=Path(weights) if weights else None,
         taps=() if target == "logits" else (target,),
         device=device,
