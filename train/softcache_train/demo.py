@@ -162,7 +162,7 @@ def softcache(*arguments: object) -> None:
             f"softcache {words[0]} stopped with exit code {code}, see above; if the folder is of another "
             "machine or of other versions, remove it or give another with -o"
         )
-        failed.exit_code = code
+        failed.exit_code = max(code, 1)  # negative: a signal
         raise failed
 
 
