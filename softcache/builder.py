@@ -10,8 +10,8 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -209,7 +209,8 @@ def _pass(
     job: Job, todo: list[Block], readers: ThreadPoolExecutor, writer: ThreadPoolExecutor, meter: Meter
 ) -> None:
     waiting: deque[Future[int]] = deque()
-    with ExitStack() as claims:
+    # Left in the opposite order: a claim is held until its block is written, whatever happens.
+    with ExitStack() as claims, _finished(waiting):
         batches = _ahead(_rendered(job, todo, readers, claims), _AHEAD)
         while True:
             with meter.stage("decode"):
@@ -228,6 +229,14 @@ def _pass(
             meter.add(batch.rows)
         for done in waiting:
             meter.bytes += done.result()
+
+
+@contextmanager
+def _finished(futures: deque[Future[int]]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        wait(futures)
 
 
 def _ahead(futures: Iterator[Future[_Batch]], count: int) -> Iterator[Future[_Batch]]:

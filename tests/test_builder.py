@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,11 @@ from softcache.errors import (
     TeacherError,
 )
 from softcache.source import Source
+from softcache.store import Disk, Store
 from softcache.testing import ToyImages, ToyTeacher, make_image_folder, toy_teacher
 
 
-def build(out: Path, source: Any, **options: Any) -> sc.Cache:
+def build(out: Path | Store, source: Any, **options: Any) -> sc.Cache:
     return sc.build(out, source=source, **{"teacher": toy_teacher(), **SMALL, **options})
 
 
@@ -484,3 +486,37 @@ def test_the_identity_names_what_changes_values_and_no_place(small_cache: sc.Cac
     assert {"softcache", "numpy", "numcodecs", "machine"} <= set(identity["libraries"])
     assert {"pillow", "simplejpeg"} == set(identity["source"]["decoder"])
     assert str(small_folder) not in json.dumps(identity)
+
+
+class Watched(Disk):
+    """A slow disk that asks, at each shard written, whether another builder could claim its block."""
+
+    def __init__(self) -> None:
+        self.claimed_by_another: list[bool] = []
+
+    def sync_file(self, fd: int, path: Path) -> None:
+        if found := re.search(r"logits/value/c\.(\d)\.(\d)", str(path)):
+            time.sleep(0.2)
+            root = path.parents[3]
+            with Store(root).claim(f"v{int(found[1]):04d}-b{int(found[2]):06d}") as mine:
+                self.claimed_by_another.append(mine)
+        super().sync_file(fd, path)
+
+
+def test_a_block_stays_claimed_until_it_is_written_though_the_build_fails_meanwhile(tmp_path: Path):
+    """Or another builder would write the same temporary files at the same time."""
+    disk, calls = Watched(), []
+
+    def teacher(pixels: np.ndarray) -> np.ndarray:
+        calls.append(len(pixels))
+        if len(calls) > 4:  # after the probe, with the first blocks still being written
+            raise RuntimeError("the teacher went away")
+        return toy_teacher()(pixels)["logits"]
+
+    teacher.input_spec = {"size": (8, 8)}
+    options = {"targets": {"logits": "full(u8)"}, "teacher": teacher, "block_rows": 4}
+    with pytest.raises(RuntimeError, match="went away"):
+        build(Store(tmp_path / "c", disk), ToyImages(20), **options)
+    assert (
+        disk.claimed_by_another == [False] * len(disk.claimed_by_another) and len(disk.claimed_by_another) > 1
+    )

@@ -15,7 +15,6 @@ import pytest
 import zarr
 
 import softcache as sc
-from softcache import cache as caches
 from softcache import manifest as m
 from softcache import reader
 from softcache.cache import Cache

@@ -198,6 +198,19 @@ def test_half_down_is_the_next_half_that_is_not_above(x: np.ndarray):
     assert (above.astype(np.float64) > x).all()
 
 
+def test_full_u8_counts_the_last_bits_of_a_float32():
+    """Far from zero the decoder rounds too: half a step alone would be a little too small a bound."""
+    codec, past_half = codecs.parse("full(u8)").codec, 0
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        base = 2.0 ** rng.integers(0, 14) * rng.uniform(-2, 2)
+        values = base + rng.uniform(0, 2.0 ** -rng.integers(1, 12), (1, 2000)) * base
+        error, bound = errors(codec, values.astype(np.float32))
+        assert (error <= bound).all()
+        past_half += error.max() > codec.encode(values.astype(np.float32))["step"][0].astype(np.float64) / 2
+    assert past_half > 10
+
+
 def test_int8_keeps_a_scale_for_each_channel():
     """One loud channel must not silence the others."""
     values = np.ones((1, 3, 2, 2), np.float32)
