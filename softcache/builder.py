@@ -89,7 +89,7 @@ def build(
         progress: print the live line and the summary on stderr.
 
     Returns:
-        The open cache. Its ``report`` holds what was measured.
+        The open cache; ``cache.manifest.report`` holds what was measured.
 
     Raises:
         SoftcacheError: of the kinds in :mod:`softcache.errors`; what was committed stays committed.
@@ -334,7 +334,9 @@ def _checked(
         raise TeacherError(
             f"target {name!r}: the teacher gave {found} for a batch of {job.batch} rows of {target.shape}"
         )
-    values = np.where(valid.reshape(-1, *[1] * len(target.shape)), answer[name][:rows], np.float32(0))
+    values = answer[name][:rows]
+    if not valid.all():
+        values = np.where(valid.reshape(-1, *[1] * len(target.shape)), values, np.float32(0))
     largest = np.abs(values).reshape(rows, -1).max(axis=1)
     bad = np.flatnonzero(~(largest <= target.codec.limit))
     if bad.size:
@@ -359,16 +361,15 @@ def _measure(
     valid: np.ndarray,
     first: bool,
 ) -> None:
-    """Top-1 of what is kept on every row; fidelity on each block's first batch (it costs a decode)."""
+    """Top-1 of what is kept on every row; fidelity on the first few of each block (it costs a decode)."""
     target = job.targets[name]
-    labels = job.labels[samples] if name == "logits" else None
-    if labels is None and not first:
-        return
-    kept = target.codec.decode(fields, target.shape)
-    if labels is not None:
-        work.tally.count(values, kept, np.where(valid, labels, -1))
+    if name == "logits":
+        kept = target.codec.decode(fields, target.shape)
+        work.tally.count(values, kept, np.where(valid, job.labels[samples], -1))
     if first:
-        work.tally.add(name, target.kind, values[valid], kept[valid])
+        few = np.flatnonzero(valid)[: measure.ROWS]
+        kept = target.codec.decode({f: encoded[few] for f, encoded in fields.items()}, target.shape)
+        work.tally.add(name, target.kind, values[few], kept)
 
 
 def _commit(job: Job, work: _Work) -> int:

@@ -243,7 +243,7 @@ def summary(cache: Any) -> dict[str, Any]:
         "identity": cache.identity,
     }
     if cache.complete:
-        found["report"] = cache.manifest.report
+        found["report"] = cache.manifest.report.model_dump()
         found["invalid"] = [cache.ids[i] for i in cache.invalid]
     return found
 

@@ -49,7 +49,7 @@ def _write_manifest(job: Job) -> None:
         identity_file=m.Entry(sha256=spec.digest(identity), bytes=len(identity)),
         files=m.Entry(sha256=spec.digest(table), bytes=len(table)),
         invalid=invalid,
-        report=measure.report([r for r, _ in receipts], job.grid, job.targets),
+        report=measure.report([r for r, _ in receipts], job.targets),
     )
     job.store.put(m.MANIFEST, manifest.signed().to_bytes())
 

@@ -6,6 +6,7 @@ canaries, ``files.bin`` and at last ``softcache.json``: the only commit point. R
 
 from __future__ import annotations
 
+import json
 from functools import cached_property
 from math import prod
 from typing import Annotated, Any, Literal, TypeVar
@@ -191,6 +192,19 @@ class Receipt(_Model):
         return f"receipts/{block.name}.json"
 
 
+class Report(_Model):
+    """What was measured. ``bytes`` of all shards; ``bytes_per_row`` of each target, before zstd; ``fidelity`` of each,
+    means of :func:`softcache.measure.fidelity`; top-1 over ``labelled`` rows, None without labels.
+    """
+
+    bytes: Count
+    bytes_per_row: dict[str, Count]
+    fidelity: dict[str, dict[str, float]]
+    labelled: Count
+    teacher_top1: float | None
+    top1: float | None
+
+
 class Manifest(_Model):
     """``softcache.json``. ``digest`` is the sha256 of the rest: the cache's name."""
 
@@ -200,7 +214,7 @@ class Manifest(_Model):
     identity_file: Entry
     files: Entry
     invalid: list[Count]
-    report: dict[str, Any]
+    report: Report
     digest: str = ""
 
     def body_digest(self) -> str:
@@ -221,8 +235,13 @@ class Manifest(_Model):
 def read(model: type[Model], data: bytes, where: str, hint: str) -> Model:
     """Parse and validate. :class:`DamageError` naming ``where``, or :class:`MismatchError` for a newer format."""
     try:
-        _refuse_newer(data, where)
-        return model.model_validate_json(data)
+        version = _version(data)
+        if version[0] > VERSION[0]:
+            raise MismatchError(
+                f"{where} has format version {version[0]}; this softcache reads up to version {VERSION[0]}: "
+                "upgrade softcache"
+            )
+        return _validate(model, data, where, version)
     except (ValidationError, ValueError, RecursionError) as e:
         first = e.errors()[0] if isinstance(e, ValidationError) else None
         why = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first else str(e)
@@ -230,16 +249,26 @@ def read(model: type[Model], data: bytes, where: str, hint: str) -> Model:
         raise DamageError(f"{where} is half-written or was edited ({why}); {hint}") from None
 
 
-def _refuse_newer(data: bytes, where: str) -> None:
-    import json
+def _validate(model: type[Model], data: bytes, where: str, version: tuple[int, int]) -> Model:
+    try:
+        return model.model_validate_json(data)
+    except ValidationError:
+        if version > VERSION:
+            told = ".".join(map(str, version))
+            raise MismatchError(f"{where} has format version {told}: upgrade softcache to read it") from None
+        raise
 
+
+def _version(data: bytes) -> tuple[int, int]:
+    """The format's version in a manifest or an identity; (0, 0) where there is none."""
     value = json.loads(data)
     identity = value.get("identity", value) if isinstance(value, dict) else None
     version = identity.get("version") if isinstance(identity, dict) else None
-    if isinstance(version, list) and version and isinstance(version[0], int) and version[0] > VERSION[0]:
-        raise MismatchError(
-            f"{where} has format version {version[0]}; this softcache reads up to version {VERSION[0]}: upgrade softcache"
-        )
+    match version:
+        case [int(major), int(minor)]:
+            return major, minor
+        case _:
+            return 0, 0
 
 
 def differences(a: Any, b: Any, path: str = "") -> list[tuple[str, Any, Any]]:

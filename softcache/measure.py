@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from softcache.block import Grid
+from softcache.manifest import Receipt, Report
 from softcache.targets import Target
 
 if TYPE_CHECKING:
     from softcache.cache import Cache
-    from softcache.manifest import Receipt
 
 TEMPERATURES = (1, 4)
+ROWS = 16  # rows of a block whose fidelity is measured
 
 
 @dataclass
@@ -69,23 +69,23 @@ def _log_softmax(logits: np.ndarray, T: float) -> np.ndarray:  # noqa: N803
     return z - np.log(np.exp(z).sum(axis=-1, keepdims=True))
 
 
-def report(receipts: list[Receipt], grid: Grid, targets: Mapping[str, Target]) -> dict[str, Any]:
+def report(receipts: list[Receipt], targets: Mapping[str, Target]) -> Report:
     """The manifest's report: top-1 of what was kept, fidelity and bytes a row."""
-    labelled, measured = sum(r.labelled for r in receipts), sum(r.measured for r in receipts)
-    found: dict[str, Any] = {
-        "bytes": sum(e.bytes for r in receipts for e in r.files),
-        "bytes_per_row": {n: _row_bytes(t) for n, t in targets.items()},
-        "fidelity": {},
-        "labelled": labelled,
-        "teacher_top1": sum(r.teacher_correct for r in receipts) / labelled if labelled else None,
-        "top1": sum(r.correct for r in receipts) / labelled if labelled else None,
-    }
-    for name in targets if measured else ():
-        keys = receipts[0].fidelity.get(name, {})
-        found["fidelity"][name] = {
-            k: sum(r.fidelity.get(name, {}).get(k, 0.0) for r in receipts) / measured for k in keys
-        }
-    return found
+    labelled = sum(r.labelled for r in receipts)
+    return Report(
+        bytes=sum(e.bytes for r in receipts for e in r.files),
+        bytes_per_row={n: _row_bytes(t) for n, t in targets.items()},
+        fidelity={n: _mean_fidelity(receipts, n) for n in targets},
+        labelled=labelled,
+        teacher_top1=sum(r.teacher_correct for r in receipts) / labelled if labelled else None,
+        top1=sum(r.correct for r in receipts) / labelled if labelled else None,
+    )
+
+
+def _mean_fidelity(receipts: list[Receipt], name: str) -> dict[str, float]:
+    measured = sum(r.measured for r in receipts)
+    sums = [r.fidelity[name] for r in receipts if r.measured]
+    return {k: sum(s[k] for s in sums) / measured for k in sums[0]} if sums else {}
 
 
 def _row_bytes(target: Target) -> int:
@@ -98,17 +98,15 @@ def tell(cache: Cache) -> str:
     assert cache.manifest is not None
     r = cache.manifest.report
     rows = cache.samples * cache.views
-    lines = [f"{cache.path}: {cache.samples:,} samples × {cache.views} views, {r['bytes'] / 1e6:,.2f} MB"]
-    lines[0] += f" ({r['bytes'] / rows:,.1f} bytes a view on disk), digest {cache.digest[:16]}"
-    for name, values in r["fidelity"].items():
+    lines = [f"{cache.path}: {cache.samples:,} samples × {cache.views} views, {r.bytes / 1e6:,.2f} MB"]
+    lines[0] += f" ({r.bytes / rows:,.1f} bytes a view on disk), digest {cache.digest[:16]}"
+    for name, values in r.fidelity.items():
         told = ", ".join(f"{k} {v:.3g}" for k, v in values.items())
+        lines.append(f"  {name} as {cache.targets[name].spec}: {r.bytes_per_row[name]:,} bytes a row; {told}")
+    if r.top1 is not None:
         lines.append(
-            f"  {name} as {cache.targets[name].spec}: {r['bytes_per_row'][name]:,} bytes a row; {told}"
-        )
-    if r["top1"] is not None:
-        lines.append(
-            f"  top-1 of what was cached against the labels: {r['top1']:.2%} of {r['labelled']:,} rows "
-            f"({r['teacher_top1']:.2%} before encoding)"
+            f"  top-1 of what was cached against the labels: {r.top1:.2%} of {r.labelled:,} rows "
+            f"({r.teacher_top1:.2%} before encoding)"
         )
     if cache.manifest.invalid:
         lines.append(f"  {len(cache.manifest.invalid):,} samples are invalid: their images could not be read")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -49,10 +48,10 @@ class Reader:
             p: _Group({a.path[len(p) + 1 :]: a for a in arrays if a.path.rpartition("/")[0] == p})
             for p in paths
         }
-        self._files: OrderedDict[tuple[str, int, int], Any] = OrderedDict()
+        self._files: dict[tuple[str, int, int], Any] = {}
         self._slabs: dict[str, tuple[int, np.ndarray]] = {}
         self._local = threading.local()
-        self._lock = threading.Lock()
+        self._pools: tuple[int, ThreadPoolExecutor] | None = None
 
     def fields(self, path: str, view: int, positions: np.ndarray, slab: bool = True) -> Fields:
         """The fields below ``path`` (``targets/logits``, ``view``) at some positions of a view.
@@ -120,19 +119,17 @@ class Reader:
         if found is None:
             self._before_open(self._grid.block(view, index))
             found = opener(self._store.path(array.file(view, index)), array)
-            with self._lock:
-                self._files[key] = found
-                if len(self._files) > _OPEN_FILES:
-                    self._files.popitem(last=False)
+            if len(self._files) >= _OPEN_FILES:
+                self._files = {}  # rare, and needs no lock that a fork might find held
+            self._files[key] = found
         return found
 
     @property
     def _pool(self) -> ThreadPoolExecutor:
-        # Threads do not survive a fork: a pool belongs to the process that made it.
-        with self._lock:
-            if getattr(self, "_pool_of", None) != os.getpid():
-                self._pool_of, self._executor = os.getpid(), ThreadPoolExecutor(_THREADS)
-            return self._executor
+        # Threads do not survive a fork: a pool belongs to the process that made it. Two made at once do no harm.
+        if self._pools is None or self._pools[0] != os.getpid():
+            self._pools = os.getpid(), ThreadPoolExecutor(_THREADS)
+        return self._pools[1]
 
 
 def _decode(jobs: list[tuple[Sharded, int, np.ndarray]]) -> None:

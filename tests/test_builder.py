@@ -275,7 +275,7 @@ def test_a_teacher_of_other_classes_is_refused_unless_labels_are_ignored(tmp_pat
     cache = build(
         tmp_path / "c", ToyImages(5), teacher=teacher, targets={"logits": "full(u8)"}, ignore_labels=True
     )
-    assert cache.classes is None and cache.manifest is not None and cache.manifest.report["top1"] is None
+    assert cache.classes is None and cache.manifest is not None and cache.manifest.report.top1 is None
 
 
 # -- top-1 and the other numbers of the report -----------------------------------------------------------------
@@ -319,7 +319,7 @@ def test_top1_of_what_was_cached_is_told_and_kept(tmp_path: Path, capsys):
         progress=True,
     )
     report = cache.manifest.report
-    assert report["labelled"] == 40 and report["top1"] == pytest.approx(17 / 20)
+    assert report.labelled == 40 and report.top1 == pytest.approx(17 / 20)
     assert "top-1 of what was cached against the labels: 85.00% of 40 rows" in capsys.readouterr().err
 
 
@@ -331,23 +331,20 @@ class Unlabelled(ToyImages):
 
 def test_without_labels_there_is_no_top1(tmp_path: Path):
     report = build(tmp_path / "c", Unlabelled(5)).manifest.report
-    assert report["labelled"] == 0 and report["top1"] is None
+    assert report.labelled == 0 and report.top1 is None
 
 
 def test_the_report_says_how_faithful_and_how_large(small_cache: sc.Cache):
     report = small_cache.manifest.report
-    assert report["bytes_per_row"] == {"logits": 4 + 4, "map": 4096 + 2 * 16, "vector": 48}
-    assert (
-        0 < report["fidelity"]["logits"]["kl_T1"] < 1e-2
-        and report["fidelity"]["vector"]["relative_l2"] < 1e-3
-    )
-    assert report["fidelity"]["map"]["cosine"] > 0.9999
+    assert report.bytes_per_row == {"logits": 4 + 4, "map": 4096 + 2 * 16, "vector": 48}
+    assert 0 < report.fidelity["logits"]["kl_T1"] < 1e-2 and report.fidelity["vector"]["relative_l2"] < 1e-3
+    assert report.fidelity["map"]["cosine"] > 0.9999
     shards = [
         p
         for p in small_cache.path.rglob("c.*")
         if p.relative_to(small_cache.path).parts[0] in ("targets", "view")
     ]
-    assert report["bytes"] == sum(p.stat().st_size for p in shards)
+    assert report.bytes == sum(p.stat().st_size for p in shards)
 
 
 # -- images that cannot be read --------------------------------------------------------------------------------
@@ -372,7 +369,7 @@ def test_unreadable_images_are_refused_with_all_their_ids(tmp_path: Path, corrup
 def test_skip_corrupt_keeps_the_rows_and_lists_them(tmp_path: Path, corrupt: Path):
     cache = build(tmp_path / "c", corrupt, skip_corrupt=True)
     assert cache.samples == 20 and [cache.ids[i] for i in cache.invalid] == ["ant/0000.png", "cow/0006.png"]
-    assert cache.manifest.report["labelled"] == 36
+    assert cache.manifest.report.labelled == 36
     assert sc.verify(cache, read_data=True) == []
     assert not set(cache.invalid.tolist()) & set(cache.constant("canary/sample").tolist())
     sc.pair(cache, Source(corrupt))
@@ -405,7 +402,7 @@ def test_a_whole_batch_of_unreadable_images_is_skipped(tmp_path: Path, small_fol
         (images / ids[i]).write_bytes(b"")
     cache = build(tmp_path / "b", images, skip_corrupt=True)
     assert cache.invalid.tolist() == sorted(lost.tolist())
-    assert cache.manifest.report["fidelity"]["map"]["cosine"] > 0.9999
+    assert cache.manifest.report.fidelity["map"]["cosine"] > 0.9999
 
 
 def test_when_no_image_can_be_read_there_is_no_cache(tmp_path: Path, corrupt: Path):

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 import softcache as sc
 from softcache import testing
 from softcache.errors import NotBuilt, SoftcacheError, StoreError

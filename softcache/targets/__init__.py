@@ -131,7 +131,10 @@ def request(text: str) -> Request:
 
 def requests(targets: Mapping[str, str] | Iterable[str]) -> tuple[Request, ...]:
     """Requests from ``{"logits": "full(u8)"}`` or ``["logits=full(u8)"]``, sorted by name."""
-    texts = [f"{k}={v}" for k, v in targets.items()] if isinstance(targets, Mapping) else list(targets)
+    if isinstance(targets, str):
+        texts = [targets]
+    else:
+        texts = [f"{k}={v}" for k, v in targets.items()] if isinstance(targets, Mapping) else list(targets)
     asked = sorted((request(t) for t in texts), key=lambda r: r.name)
     if not asked:
         raise SpecError("no target: say what to keep, for example --target 'logits=full(u8)'")

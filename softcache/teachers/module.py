@@ -153,6 +153,21 @@ def _read_weights(path: Path, allow_pickle: bool) -> tuple[dict[str, torch.Tenso
     return {k.removeprefix("module."): v for k, v in state.items()}, "pickle"
 
 
+def num_classes(options: Options) -> dict[str, Any]:
+    """``{"num_classes": C}`` for a safetensors file with a classifier's bias of C numbers, else nothing."""
+    if options.weights is None or options.weights.suffix != ".safetensors" or not options.weights.is_file():
+        return {}
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(options.weights, "pt") as file:
+            heads = [k for k in file.keys() if k.split(".")[0] in ("fc", "classifier", "head", "heads")]  # noqa: SIM118
+            biases = [file.get_slice(k).get_shape()[0] for k in heads if k.endswith("bias")]
+    except SafetensorError:
+        return {}  # the loader says what is wrong with it
+    return {"num_classes": biases[-1]} if biases else {}
+
+
 def state_digest(model: torch.nn.Module) -> str:
     """sha256 over the names, types, shapes and bytes of the state, however it was loaded."""
     h = hashlib.sha256()

@@ -14,7 +14,7 @@ def load(name: str, options: Options) -> Teacher:
         raise TeacherError(
             f"torchvision:{name} needs torchvision: pip install 'softcache[torchvision]' ({e})"
         ) from e
-    from softcache.teachers.module import ModuleTeacher
+    from softcache.teachers.module import ModuleTeacher, num_classes
 
     known = models.list_models(module=models)
     if name not in known:
@@ -26,21 +26,5 @@ def load(name: str, options: Options) -> Teacher:
     published = models.get_model_weights(name).DEFAULT  # type: ignore[attr-defined]
     view = published.transforms()
     spec = {"size": tuple(view.crop_size) * (3 - len(view.crop_size)), "mean": view.mean, "std": view.std}
-    classes = _head(options)
-    model = models.get_model(name, weights=None, **({"num_classes": classes} if classes else {}))
+    model = models.get_model(name, weights=None, **num_classes(options))
     return ModuleTeacher(model, f"torchvision:{name}", options, spec)
-
-
-def _head(options: Options) -> int | None:
-    """How many classes a safetensors file was trained for: the length of its last bias; None where unknown."""
-    if options.weights is None or options.weights.suffix != ".safetensors" or not options.weights.is_file():
-        return None
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(options.weights, "pt") as file:
-            heads = [k for k in file.keys() if k.split(".")[0] in ("fc", "classifier", "head", "heads")]  # noqa: SIM118
-            biases = [file.get_slice(k).get_shape()[0] for k in heads if k.endswith("bias")]
-    except SafetensorError:
-        return None  # the loader says what is wrong with it
-    return biases[-1] if biases else None

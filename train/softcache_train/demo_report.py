@@ -78,7 +78,7 @@ def _aligned(rows: list[list[str]]) -> list[str]:
 
 def _notes(found: Found) -> list[str]:
     logits, disk = found.bytes_a_view
-    cache, kl = found.cache, found.report["fidelity"]["logits"]["kl_T1"]
+    cache, kl = found.cache, found.report.fidelity["logits"]["kl_T1"]
     return [
         f"On {found.test.sum()} test digits, {found.test[THREE]} of them 3s: mean ± standard deviation of "
         f"{len(found.soft)} students (seeds); one teacher, one cache.",

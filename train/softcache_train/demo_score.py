@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from softcache.cache import Cache
+from softcache.manifest import Report
 from softcache.source import Source
 from softcache_train.loader import normalise
 from softcache_train.students.digits import INPUT_SPEC
@@ -67,7 +68,7 @@ class Found:
         return self.out / "demo.png"
 
     @property
-    def report(self) -> dict[str, Any]:
+    def report(self) -> Report:
         """What the build measured."""
         assert self.cache.manifest is not None
         return self.cache.manifest.report
@@ -76,7 +77,7 @@ class Found:
     def bytes_a_view(self) -> tuple[int, float]:
         """Of logits, and of all that is kept of a view on disk."""
         report, rows = self.report, self.cache.samples * self.cache.views
-        return report["bytes_per_row"]["logits"], report["bytes"] / rows
+        return report.bytes_per_row["logits"], report.bytes / rows
 
     def as_json(self) -> dict[str, Any]:
         logits, disk = self.bytes_a_view
@@ -91,7 +92,7 @@ class Found:
                 "samples": self.cache.samples,
                 "views": self.cache.views,
                 "bytes_a_view": {"logits": logits, "disk": disk},
-                "fidelity": self.report["fidelity"]["logits"],
+                "fidelity": self.report.fidelity["logits"],
             },
             "T": self.T,
             "shown": self.shown.tolist(),
