@@ -74,7 +74,11 @@ class ModuleTeacher:
         x = (x.float() - self._mean) / self._std
         self._tapped.clear()
         dtype = PRECISIONS[self._options.precision]
-        with torch.autocast(self._device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+        # fp32 is fp32: cuDNN would use TF32 (ten bits) by itself, and pick another algorithm from run to run.
+        exact = torch.backends.cudnn.flags(
+            enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+        )
+        with exact, torch.autocast(self._device.type, dtype or torch.bfloat16, enabled=dtype is not None):
             output = _logits_of(self._model(x), self._name)
         found = {"logits": output, **self._tapped}
         self._tapped.clear()

@@ -22,7 +22,7 @@ from softcache_train.students.digits import digits_cnn, digits_mlp
 
 __all__ = ["digits_cnn", "digits_mlp", "make", "resnet8", "resnet20", "resnet32", "resnet44", "resnet56"]
 
-_STUDENTS = {f.__name__: f for f in (resnet8, resnet20, resnet32, resnet44, resnet56, digits_cnn, digits_mlp)}
+STUDENTS = {f.__name__: f for f in (resnet8, resnet20, resnet32, resnet44, resnet56, digits_cnn, digits_mlp)}
 
 
 def make(name: str, num_classes: int) -> nn.Module:
@@ -33,10 +33,10 @@ def make(name: str, num_classes: int) -> nn.Module:
     nowhere.
     """
     if ":" not in name:
-        if name not in _STUDENTS:
-            hint = nearest(name, _STUDENTS)
+        if name not in STUDENTS:
+            hint = nearest(name, STUDENTS)
             raise SpecError(f"unknown student {name!r}{hint}; your own is package.module:factory")
-        return _STUDENTS[name](num_classes=num_classes)
+        return STUDENTS[name](num_classes=num_classes)
     module_name, _, attribute = name.partition(":")
     try:
         factory = getattr(importlib.import_module(module_name), attribute)
