@@ -120,11 +120,15 @@ def build(
     job = prepare(
         store, samples, load(teacher, options), made, asked, views, block_rows, skip_corrupt, ignore_labels
     )
+    rows = 0
     if not store.exists(m.MANIFEST):
-        _build_blocks(job, rank / world, workers, progress, say)
+        rows = _build_blocks(job, rank / world, workers, progress, say)
         write_manifest(job)
+    else:
+        say(f"{store.root} is complete: 0 rows through the teacher")
     write_metadata(job)
     cache = caches.open(store.root)
+    cache.teacher_rows = rows
     say(measure.tell(cache))
     return cache
 
@@ -182,8 +186,11 @@ class _Batch:
         return self.start + self.rows == self.work.block.rows
 
 
-def _build_blocks(job: Job, share: float, workers: int, progress: bool, say: Callable[[str], None]) -> None:
-    """Claim, compute and commit every block that has no receipt, with other builders at work or not."""
+def _build_blocks(job: Job, share: float, workers: int, progress: bool, say: Callable[[str], None]) -> int:
+    """Claim, compute and commit every block that has no receipt, with other builders at work or not.
+
+    Returns the rows that this builder's teacher answered.
+    """
     blocks = list(job.grid.blocks())
     first = int(share * len(blocks))
     blocks = blocks[first:] + blocks[:first]
@@ -203,6 +210,7 @@ def _build_blocks(job: Job, share: float, workers: int, progress: bool, say: Cal
                 time.sleep(0.1)  # other builders hold all that is left
             todo = held
     say(meter.summary())
+    return meter.rows
 
 
 def _pass(

@@ -62,6 +62,7 @@ class Cache:
         targets: name → :class:`~softcache.targets.Target`.
         identity: what was built, as plain JSON values.
         manifest: None while the build is unfinished.
+        teacher_rows: rows that a teacher answered in the very call of ``build`` that returned this; 0 when opened.
     """
 
     def __init__(self, store: Store, identity: m.Identity, manifest: m.Manifest | None):
@@ -69,6 +70,7 @@ class Cache:
         self.identity: dict[str, Any] = identity.model_dump(mode="json")
         self.grid = identity.make_grid()
         self.samples, self.views = self.grid.samples, self.grid.views
+        self.teacher_rows = 0
         self.targets: dict[str, Target] = identity.make_targets()
         self.arrays = {a.path: a for a in m.arrays(self.grid, self.targets)}
         # A finished cache has every block; one that is being built is asked before a file is touched.

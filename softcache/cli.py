@@ -183,7 +183,7 @@ def _build(arguments: argparse.Namespace) -> int:
             raise SpecError(f"--{name} is missing: {BUILD_FLAGS[name][1]}")
     cache = _validated(build)(arguments.out, **options)
     if arguments.json:
-        print(json.dumps(summary(cache), indent=2))
+        print(json.dumps(summary(cache) | {"teacher_rows": cache.teacher_rows}, indent=2))
     return 0
 
 

@@ -76,6 +76,8 @@ class Meter:
 
     def summary(self) -> str:
         """One line for the end."""
+        if not self.rows:
+            return "0 rows through the teacher"
         span = max(time.monotonic() - self._begun, 1e-6)
         limit, share = self.limit()
         return (

@@ -517,3 +517,16 @@ def test_a_block_stays_claimed_until_it_is_written_though_the_build_fails_meanwh
     assert (
         disk.claimed_by_another == [False] * len(disk.claimed_by_another) and len(disk.claimed_by_another) > 1
     )
+
+
+# -- the teacher's rows ------------------------------------------------------------------------------------------
+
+
+def test_the_teachers_rows_are_counted_and_none_are_asked_twice(tmp_path: Path):
+    first = build(tmp_path / "c", ToyImages(20))
+    assert first.teacher_rows == first.samples * first.views
+    assert build(tmp_path / "c", ToyImages(20)).teacher_rows == 0
+    (tmp_path / "c" / "softcache.json").unlink()
+    next((tmp_path / "c" / "receipts").glob("v0000-b000001.json")).unlink()
+    assert build(tmp_path / "c", ToyImages(20)).teacher_rows == first.grid.block_rows
+    assert sc.open(tmp_path / "c").teacher_rows == 0
