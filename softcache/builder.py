@@ -25,7 +25,7 @@ from softcache.block import Block
 from softcache.cache import Cache
 from softcache.codecs import Fields
 from softcache.errors import SourceError, SpecError, TeacherError, UnreadableImage
-from softcache.finish import write_manifest, write_metadata
+from softcache.finish import finish
 from softcache.job import Job, check_sizes, prepare
 from softcache.meter import Meter
 from softcache.recipe import Recipe, render
@@ -123,10 +123,9 @@ def build(
     rows = 0
     if not store.exists(m.MANIFEST):
         rows = _build_blocks(job, rank / world, workers, progress, say)
-        write_manifest(job)
     else:
         say(f"{store.root} is complete: 0 rows through the teacher")
-    write_metadata(job)
+    finish(job)
     cache = caches.open(store.root)
     cache.teacher_rows = rows
     say(measure.tell(cache))
@@ -396,5 +395,5 @@ def _commit(job: Job, work: _Work) -> int:
         invalid=sorted(work.invalid),
         **vars(work.tally),
     )
-    job.store.put(m.Receipt.path(work.block), receipt.to_bytes())
+    job.store.put(m.Receipt.path(work.block), receipt.signed().to_bytes())
     return written

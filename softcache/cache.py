@@ -230,10 +230,11 @@ class Cache:
         """Digest and size of every file: ``(blocks, arrays + 1)`` of :data:`softcache.manifest.ENTRY`."""
         if self.manifest is None:
             raise NotBuilt(f"{self.path} is not finished: it has no table of files yet")
-        data = self.store.get(m.TABLE, self.manifest.files.bytes)
+        blocks = self.grid.blocks_per_view * self.views
+        data = self.store.get(m.TABLE, blocks * (len(self.arrays) + 1) * m.ENTRY.itemsize)
         if spec.digest(data) != self.manifest.files.sha256:
             raise DamageError(f"{self.store.path(m.TABLE)} is not the table the manifest names")
-        return m.unpack_table(data, self.grid.blocks_per_view * self.views, len(self.arrays))
+        return m.unpack_table(data, blocks, len(self.arrays))
 
 
 def _nothing(block: Block) -> None:
@@ -277,6 +278,8 @@ def load_receipt(store: Store, identity: m.Identity, block: Block) -> tuple[m.Re
     receipt = m.read(
         m.Receipt, raw, str(store.path(name)), "delete it and build again: its block is made anew"
     )
+    if not receipt.stands_for(raw):
+        raise DamageError(f"{store.path(name)} was changed since it was written; delete it and build again")
     if receipt.identity != identity.digest or receipt.block != (block.view, block.index):
         raise MismatchError(f"{store.path(name)} belongs to another build; delete it and build again")
     return receipt, raw

@@ -14,7 +14,7 @@ from softcache.cache import Cache
 from softcache.errors import DamageError, MismatchError, UnreadableImage
 from softcache.keyed import draws
 from softcache.recipe import OPS, RENDER_VERSION, View, render
-from softcache.source import Source
+from softcache.source import Source, digest_contents, digest_labels
 
 COUNT = 8
 TOLERANCE = 1.0  # mean absolute difference, in levels of 0…255, that is reported and still allowed
@@ -47,12 +47,15 @@ def choose(samples: int, views: int, invalid: list[int], seed: int) -> list[tupl
     return chosen
 
 
-def pair(cache: Cache, source: Source, tolerance: float = TOLERANCE) -> Pairing:
+def pair(cache: Cache, source: Source, tolerance: float = TOLERANCE, every: bool = False) -> Pairing:
     """Match a source to a cache by id, its classes by name, and check the canaries.
+
+    With ``every``, the content of every image is read and compared too (the canaries are eight views).
 
     Raises:
         MismatchError: an id is missing, a class has no counterpart, the recipe's operations are of another
-            version, or the pixels differ by more than ``tolerance`` levels on average.
+            version, the pixels differ by more than ``tolerance`` levels on average, or with ``every`` an image
+            is another.
     """
     _check_versions(cache)
     index = _index(cache, source)
@@ -65,9 +68,13 @@ def pair(cache: Cache, source: Source, tolerance: float = TOLERANCE) -> Pairing:
             "resized or compressed again?"
         )
     pixels = "pixels equal" if worst == 0 else f"pixels differ by {worst:.3f} levels (allowed: {tolerance:g})"
-    return Pairing(
-        index, classes, f"{cache.samples:,} ids found, {mapped}, {pixels} on {COUNT} views or fewer"
-    )
+    message = f"{cache.samples:,} ids found, {mapped}, {pixels} on {COUNT} views or fewer"
+    if every:
+        _check_contents(cache, source, index)
+        message += ", every image the same"
+    if not _same_labels(cache, source, index, classes):
+        message += "; NOTE: its labels are not those the cache was built with"
+    return Pairing(index, classes, message)
 
 
 def _check_versions(cache: Cache) -> None:
@@ -80,6 +87,21 @@ def _check_versions(cache: Cache) -> None:
                 f"the cache {cache.path} was made with version {version} of {name!r}, and this softcache has "
                 f"{ours.get(name, 'none')}: its views would not be the same pixels. Install the softcache that made it"
             )
+
+
+def _check_contents(cache: Cache, source: Source, index: np.ndarray) -> None:
+    if digest_contents(cache.ids, source.contents(index.tolist())) != cache.identity["source"]["content"]:
+        raise MismatchError(
+            f"an image of {source.describe()} is not what it was when the cache {cache.path} was built: "
+            "use the same copy of the dataset, or build a cache of this one"
+        )
+
+
+def _same_labels(cache: Cache, source: Source, index: np.ndarray, classes: np.ndarray | None) -> bool:
+    known, labels = cache.identity["source"]["labels"], source.labels[index]
+    if classes is not None:
+        labels = np.where(labels >= 0, classes[labels], -1)
+    return known is None or known == digest_labels(labels)
 
 
 def _index(cache: Cache, source: Source) -> np.ndarray:

@@ -256,7 +256,7 @@ def _show(arguments: argparse.Namespace) -> int:
         print(json.dumps(found, indent=2))
         return 0
     for line in _shown(found):
-        print(line)
+        print("".join(c if c.isprintable() else "�" for c in line))  # names are whatever the cache says
     return 0
 
 

@@ -10,26 +10,28 @@ import numpy as np
 from softcache import cache as caches
 from softcache import canary, measure, spec
 from softcache import manifest as m
-from softcache.errors import SourceError
+from softcache.block import Block
+from softcache.errors import DamageError, SourceError
 from softcache.job import Job, ids_arrays
 from softcache.recipe import View, render
 from softcache.zarrfile import Array, group_metadata, groups
 
 
-def write_manifest(job: Job) -> None:
-    """All receipts are there: write the canaries, the table of files, and the manifest, last; once among builders."""
+def finish(job: Job) -> None:
+    """All receipts are there: write what follows from them, the manifest last but for Zarr's files; one builder at a time."""
     while True:
         with job.store.claim("manifest") as mine:
-            if mine and not job.store.exists(m.MANIFEST):
-                _write_manifest(job)
-        if job.store.exists(m.MANIFEST):
-            break
+            if mine:
+                if not job.store.exists(m.MANIFEST):
+                    _write_manifest(job)
+                _write_metadata(job)
+                break
         time.sleep(0.05)
     job.store.drop_claims()
 
 
 def _write_manifest(job: Job) -> None:
-    receipts = [caches.load_receipt(job.store, job.identity, block) for block in job.grid.blocks()]
+    receipts = [_whole(job, block) for block in job.grid.blocks()]
     invalid = sorted({i for receipt, _ in receipts for i in receipt.invalid})
     constants = {}
     for array, values in [*ids_arrays(job.source.ids), *_canaries(job, invalid)]:
@@ -52,6 +54,19 @@ def _write_manifest(job: Job) -> None:
         report=measure.report([r for r, _ in receipts], job.targets),
     )
     job.store.put(m.MANIFEST, manifest.signed().to_bytes())
+
+
+def _whole(job: Job, block: Block) -> tuple[m.Receipt, bytes]:
+    """A block's receipt, its shards being there: what was lost since must not be sealed in."""
+    receipt, raw = caches.load_receipt(job.store, job.identity, block)
+    for array, entry in zip(job.arrays, receipt.files, strict=True):
+        name = array.file(block.view, block.index)
+        if job.store.size(name) != entry.bytes:
+            raise DamageError(
+                f"{job.store.path(name)} is missing or was cut since it was written: delete "
+                f"{job.store.path(m.Receipt.path(block))} and run the same command again, to make its block anew"
+            )
+    return receipt, raw
 
 
 def _canaries(job: Job, invalid: list[int]) -> list[tuple[Array, np.ndarray]]:
@@ -79,7 +94,7 @@ def metadata(arrays: list[Array], constants: Mapping[str, m.Constant]) -> dict[s
     return found | {(f"{g}/zarr.json" if g else "zarr.json"): group_metadata() for g in groups(everything)}
 
 
-def write_metadata(job: Job) -> None:
+def _write_metadata(job: Job) -> None:
     """Write the ``zarr.json`` files that are missing or differ."""
     manifest = caches.open(job.store.root).manifest
     assert manifest is not None

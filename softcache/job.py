@@ -16,7 +16,7 @@ from softcache import manifest as m
 from softcache.block import Grid
 from softcache.errors import MismatchError, SoftcacheError, SourceError, TeacherError, nearest
 from softcache.recipe import Recipe
-from softcache.source import Source
+from softcache.source import Source, digest_labels
 from softcache.store import Store
 from softcache.targets import Request, Target
 from softcache.teachers import Teacher
@@ -70,9 +70,9 @@ def prepare(
     if stored is None:
         targets = _probe(teacher, asked)
         _check_classes(classes, targets)
-        identity = _identity(source, classes, teacher, recipe, targets, views, block_rows)
+        identity = _identity(source, classes, labels, teacher, recipe, targets, views, block_rows)
         stored = _begin(store, source, identity)
-    wanted = _wanted(stored, source, classes, teacher, recipe, asked, views, block_rows)
+    wanted = _wanted(stored, source, classes, labels, teacher, recipe, asked, views, block_rows)
     if stored.digest != wanted.digest:
         raise _refusal(store, stored, wanted)
     grid, targets = stored.make_grid(), stored.make_targets()
@@ -81,13 +81,14 @@ def prepare(
 
 
 def _stored(store: Store) -> m.Identity | None:
-    if store.exists(m.IDENTITY):
+    begun = store.exists(m.IDENTITY)
+    foreign = [] if begun else [n for n in store.names() if not n.startswith("ids/")]
+    if begun or store.exists(m.IDENTITY):  # asked again: another builder may have begun while we looked
         if store.exists(m.MANIFEST):
             caches.open(store.root)  # an edited manifest is damage, not something to build over
         return caches.read_identity(store)
     if store.root.exists() and not store.root.is_dir():
         raise MismatchError(f"{store.root} is a file: name a folder for the cache")
-    foreign = [n for n in store.names() if not n.startswith("ids/")]
     if foreign:
         raise MismatchError(
             f"{store.root} holds something else, for example {foreign[0]!r}: name an empty or a new folder for the cache"
@@ -145,6 +146,7 @@ def _check_classes(classes: tuple[str, ...] | None, targets: dict[str, Target]) 
 def _identity(
     source: Source,
     classes: tuple[str, ...] | None,
+    labels: np.ndarray,
     teacher: Teacher,
     recipe: Recipe,
     targets: dict[str, Target],
@@ -161,6 +163,7 @@ def _identity(
             ids=source.ids_digest,
             content=source.fingerprint,
             classes=None if classes is None else list(classes),
+            labels=digest_labels(labels),
             decoder=source.decoder(),
         ),
         recipe=m.RecipeId(**recipe.identity()),
@@ -177,6 +180,7 @@ def _wanted(
     stored: m.Identity,
     source: Source,
     classes: tuple[str, ...] | None,
+    labels: np.ndarray,
     teacher: Teacher,
     recipe: Recipe,
     asked: tuple[Request, ...],
@@ -189,7 +193,9 @@ def _wanted(
         targets = {r.name: r.resolve(shapes.get(r.name, (1,))) for r in asked}
     except SoftcacheError as e:
         raise MismatchError(f"the build that has begun has other targets: {e}") from e
-    return _identity(source, classes, teacher, recipe, targets, views, block_rows or stored.grid.block_rows)
+    return _identity(
+        source, classes, labels, teacher, recipe, targets, views, block_rows or stored.grid.block_rows
+    )
 
 
 def _refusal(store: Store, stored: m.Identity, wanted: m.Identity) -> MismatchError:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from functools import cached_property
 from math import prod
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
@@ -22,7 +22,7 @@ from softcache.zarrfile import Array
 
 MANIFEST, TABLE, IDENTITY = "softcache.json", "files.bin", "receipts/identity.json"
 VERSION = (1, 0)
-MAX_JSON = 64 << 20
+MAX_JSON = 8 << 20
 VIEW_FIELDS = 7
 _MOST_VALUES = 1 << 28  # of a row: what a manifest can make a reader allocate
 ENTRY = np.dtype([("sha256", "V32"), ("bytes", "<u8")])
@@ -42,13 +42,14 @@ class _Model(BaseModel):
 
 
 class SourceId(_Model):
-    """Which samples, in which order, with which content and class names."""
+    """Which samples, in which order, with which content, class names and labels (None where there are none)."""
 
     layout: str
     split: str | None
     ids: Sha
     content: Sha
     classes: list[str] | None
+    labels: Sha | None
     decoder: dict[str, str]
 
 
@@ -168,7 +169,26 @@ class Constant(Entry):
         return constant(path, tuple(self.shape), self.dtype)
 
 
-class Receipt(_Model):
+class _Signed(_Model):
+    """``digest`` is the sha256 of the canonical JSON of the rest."""
+
+    digest: str = ""
+
+    def body_digest(self) -> str:
+        return spec.digest(spec.canonical_json(self.model_dump(mode="json", exclude={"digest"})))
+
+    def stands_for(self, raw: bytes) -> bool:
+        """Are these the very bytes that were written? JSON has several spellings of one value (``1e-5``, ``1E-5``)."""
+        try:
+            return self.to_bytes() == raw and self.digest == self.body_digest()
+        except ValueError:  # NaN, or half a surrogate pair
+            return False
+
+    def signed(self) -> Self:
+        return self.model_copy(update={"digest": self.body_digest()})
+
+
+class Receipt(_Signed):
     """A block is whole: its files, what was invalid, and what was measured on it.
 
     ``files`` follow the canonical order of :func:`arrays`. ``correct`` counts the labelled rows whose cached logits are
@@ -205,8 +225,8 @@ class Report(_Model):
     top1: float | None
 
 
-class Manifest(_Model):
-    """``softcache.json``. ``digest`` is the sha256 of the rest: the cache's name."""
+class Manifest(_Signed):
+    """``softcache.json``. Its ``digest`` is the cache's name."""
 
     format: Literal["softcache"]
     identity: Identity
@@ -215,21 +235,9 @@ class Manifest(_Model):
     files: Entry
     invalid: list[Count]
     report: Report
-    digest: str = ""
-
-    def body_digest(self) -> str:
-        return spec.digest(spec.canonical_json(self.model_dump(mode="json", exclude={"digest"})))
 
     def stands_for(self, raw: bytes) -> bool:
-        """Are these the very bytes that were written? JSON has several spellings of one value (``1e-5``, ``1E-5``)."""
-        try:
-            whole = all(i < self.identity.grid.samples for i in self.invalid)
-            return whole and self.to_bytes() == raw and self.digest == self.body_digest()
-        except ValueError:  # NaN, or half a surrogate pair
-            return False
-
-    def signed(self) -> Manifest:
-        return self.model_copy(update={"digest": self.body_digest()})
+        return all(i < self.identity.grid.samples for i in self.invalid) and super().stands_for(raw)
 
 
 def read(model: type[Model], data: bytes, where: str, hint: str) -> Model:

@@ -8,6 +8,7 @@ threads, row by row, into a buffer that is used again.
 from __future__ import annotations
 
 import os
+import resource
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,7 @@ from softcache.store import Store
 from softcache.zarrfile import Array, Sharded, map_plain
 
 SLAB_BYTES = 1 << 30  # records of a view larger than this are gathered file by file
-_OPEN_FILES = 4096
+_OPEN_FILES = 4096  # at most; and no more than a quarter of what the process may open
 _THREADS = 2
 _THREADED_BYTES = 1 << 20  # below this, handing rows to threads costs more than decoding them
 
@@ -43,11 +44,11 @@ class Reader:
 
     def __init__(self, store: Store, grid: Grid, arrays: list[Array], before_open: Callable[[Block], Any]):
         self._store, self._grid, self._before_open = store, grid, before_open
-        paths = sorted({a.path.rpartition("/")[0] for a in arrays})
-        self._groups = {
-            p: _Group({a.path[len(p) + 1 :]: a for a in arrays if a.path.rpartition("/")[0] == p})
-            for p in paths
-        }
+        groups: dict[str, dict[str, Array]] = {}
+        for array in arrays:
+            group, _, field = array.path.rpartition("/")
+            groups.setdefault(group, {})[field] = array
+        self._groups = {path: _Group(fields) for path, fields in groups.items()}
         self._files: dict[tuple[str, int, int], Any] = {}
         self._slabs: dict[str, tuple[int, np.ndarray]] = {}
         self._local = threading.local()
@@ -119,8 +120,9 @@ class Reader:
         if found is None:
             self._before_open(self._grid.block(view, index))
             found = opener(self._store.path(array.file(view, index)), array)
-            if len(self._files) >= _OPEN_FILES:
-                self._files = {}  # rare, and needs no lock that a fork might find held
+            if len(self._files) >= _open_files():
+                for old in list(self._files)[: len(self._files) // 2]:  # no lock: a fork might find it held
+                    self._files.pop(old, None)
             self._files[key] = found
         return found
 
@@ -130,6 +132,10 @@ class Reader:
         if self._pools is None or self._pools[0] != os.getpid():
             self._pools = os.getpid(), ThreadPoolExecutor(_THREADS)
         return self._pools[1]
+
+
+def _open_files() -> int:
+    return max(4, min(_OPEN_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))
 
 
 def _decode(jobs: list[tuple[Sharded, int, np.ndarray]]) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import os
 import stat
 from collections.abc import Iterator
@@ -29,8 +30,10 @@ class Disk:
         path.mkdir()
 
     def write_file(self, path: Path, data: bytes | memoryview) -> None:
-        """Write the whole file and make its content durable."""
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o644)
+        """Write a new file whole and make its content durable; what had its name is unlinked, not written into."""
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
         try:
             self.write(fd, path, data)
             self.sync_file(fd, path)
@@ -62,6 +65,7 @@ class Store:
     def __init__(self, root: str | Path, disk: Disk | None = None):
         self.root = Path(root)
         self.disk = disk or Disk()
+        self._durable: set[Path] = set()
 
     def path(self, name: str) -> Path:
         """Where ``name`` lies. Raises :class:`DamageError` on a name that leaves the root, itself or by a link."""
@@ -90,14 +94,21 @@ class Store:
             raise _explain(e, path, len(data)) from e
 
     def make_folders(self, path: Path) -> None:
-        """Make ``path`` and its missing parents, each durable before anything is put into it."""
-        if path.is_dir():
+        """Make ``path`` and its missing parents, each durable before anything is put into it.
+
+        One that is there is made durable too, once: who made it may have been killed before doing so.
+        """
+        inside = path == self.root or self.root in path.parents
+        if path in self._durable or (not inside and path.is_dir()):
             return
         if path != path.parent:
             self.make_folders(path.parent)
+        made = not path.is_dir()
         with contextlib.suppress(FileExistsError):
             self.disk.make_folder(path)
-        self.disk.sync_folder(path.parent)
+        with contextlib.suppress(*[] if made else [PermissionError]):  # the parent may be somebody else's
+            self.disk.sync_folder(path.parent)
+        self._durable.add(path)
 
     def get(self, name: str, limit: int | None = None) -> bytes:
         """The whole file. :class:`DamageError` when it is absent, a link, or longer than ``limit`` bytes."""
@@ -123,6 +134,16 @@ class Store:
         finally:
             os.close(fd)
 
+    def digest(self, name: str) -> str:
+        """The file's sha256, read in pieces. Raises :class:`DamageError` as :meth:`get` does."""
+        path = self.path(name)
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            with os.fdopen(fd, "rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as e:
+            raise DamageError(f"{path} cannot be read: {e.strerror}") from e
+
     def size(self, name: str) -> int | None:
         """Bytes of the file, or None where there is no regular file."""
         path = self.path(name)
@@ -144,30 +165,54 @@ class Store:
     @contextlib.contextmanager
     def claim(self, name: str) -> Iterator[bool]:
         """Hold ``name`` against other processes: yields False when another holds it. Freed when the holder dies."""
-        path = self.root / CLAIMS / name
+        path = self._claims() / name
         try:
             self.make_folders(self.root)  # durably: the cache will lie in it
-            path.parent.mkdir(exist_ok=True)
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+            fd = _lock(path)
         except OSError as e:
             raise _explain(e, path, 0) from e
         try:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-            else:
-                yield True
+            yield fd is not None
         finally:
-            os.close(fd)
+            if fd is not None:
+                os.close(fd)
 
     def drop_claims(self) -> None:
-        """Remove the claim files once nothing is left to claim."""
-        folder = self.root / CLAIMS
+        """Remove the claim files that nobody holds, once nothing is left to claim."""
+        folder = self._claims()
         with contextlib.suppress(OSError):
             for path in folder.iterdir():
-                path.unlink(missing_ok=True)
+                fd = _lock(path)
+                if fd is not None:
+                    path.unlink()
+                    os.close(fd)
             folder.rmdir()
+
+    def _claims(self) -> Path:
+        folder = self.root / CLAIMS
+        if folder.is_symlink():
+            raise DamageError(f"{folder} is a link: a cache holds none")
+        return folder
+
+
+def _lock(path: Path) -> int | None:
+    """A descriptor that holds the lock of the file at ``path``, or None when another process does."""
+    while True:
+        path.parent.mkdir(exist_ok=True)
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+        except FileNotFoundError:
+            continue  # its folder was dropped this moment
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.stat().st_ino == os.fstat(fd).st_ino:
+                return fd
+        except BlockingIOError:
+            os.close(fd)
+            return None
+        except FileNotFoundError:
+            pass
+        os.close(fd)  # the file was dropped while we locked it: what has its name now is another
 
 
 def _explain(e: OSError, path: Path, size: int) -> StoreError:

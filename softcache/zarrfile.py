@@ -7,6 +7,7 @@ inner chunk (``bytes``, ``zstd`` level 1, ``crc32c``). zarr-python reads both; w
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import stat
@@ -20,12 +21,13 @@ from typing import Any
 import google_crc32c
 import numpy as np
 
-from softcache.errors import DamageError
+from softcache.errors import DamageError, SoftcacheError, StoreError
 from softcache.spec import canonical_json
 
 BIG_ROW = 4096  # bytes of a row from which it becomes a compressed inner chunk of its own
 ZSTD_LEVEL = 1
 _CRC = 4
+_PIECE = 1 << 20
 _ABSENT = np.uint64(2**64 - 1)
 _DTYPES = {"uint8", "int8", "uint16", "int16", "uint32", "int32", "int64", "float16", "float32"}
 
@@ -152,7 +154,10 @@ def groups(arrays: list[Array]) -> list[str]:
 
 
 def _crc(data: bytes | memoryview) -> bytes:
-    return struct.pack("<I", google_crc32c.value(bytes(data)))
+    value = 0
+    for start in range(0, len(data), _PIECE):  # the library wants bytes: copy a piece, not the file
+        value = google_crc32c.extend(value, bytes(data[start : start + _PIECE]))
+    return struct.pack("<I", value)
 
 
 def _map(path: Path) -> memoryview:
@@ -161,7 +166,7 @@ def _map(path: Path) -> memoryview:
     except FileNotFoundError:
         raise DamageError(f"{path} is missing") from None
     except OSError as e:
-        raise DamageError(f"{path} cannot be opened: {e.strerror}") from e
+        raise _unopened(path, e) from e
     try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
@@ -170,13 +175,21 @@ def _map(path: Path) -> memoryview:
         if not size:
             raise DamageError(f"{path} is empty")
         return memoryview(mmap.mmap(fd, size, access=mmap.ACCESS_READ))
+    except OSError as e:
+        raise _unopened(path, e) from e
     finally:
         os.close(fd)
 
 
+def _unopened(path: Path, e: OSError) -> SoftcacheError:
+    if e.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+        return StoreError(f"{path} cannot be opened: {e.strerror}; raise the limit (ulimit -n) and run again")
+    return DamageError(f"{path} cannot be opened: {e.strerror}")
+
+
 def _checked(data: memoryview, path: Path, what: str) -> memoryview:
     body, crc = data[:-_CRC], data[-_CRC:]
-    if google_crc32c.value(bytes(body)) != struct.unpack("<I", crc)[0]:
+    if _crc(body) != bytes(crc):
         raise DamageError(
             f"{path}: the checksum of {what} does not match; restore the file or rebuild the cache"
         )

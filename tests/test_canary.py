@@ -72,6 +72,7 @@ class Answers:
     def __init__(self, source: Source, ids, classes, order):
         self.ids, self.classes, self._source, self._order = tuple(ids), classes, source, order
         self.ids_digest = "0" * 64
+        self.labels = np.full(len(ids), -1)
 
     def image(self, i: int) -> np.ndarray:
         return self._source.image(self._order[i])
@@ -93,6 +94,24 @@ def test_a_source_with_more_samples_will_do(small_cache: Cache, images: Path):
     source = Source(images)
     pairing = sc.pair(small_cache, source)
     assert len(source) == 21 and [source.ids[i] for i in pairing.index] == list(small_cache.ids)
+
+
+def test_other_labels_are_told(small_cache: Cache, images: Path):
+    class Relabelled(Source):
+        labels = np.zeros(20, np.int64)  # type: ignore[assignment]
+
+    assert "labels are not those" in sc.pair(small_cache, Relabelled(images)).message
+    assert "labels" not in sc.pair(small_cache, Source(images)).message
+
+
+def test_every_image_is_compared_when_asked(small_cache: Cache, images: Path):
+    assert "every image the same" in sc.pair(small_cache, Source(images), every=True).message
+    canaries = {small_cache.ids[i] for i in small_cache.constant("canary/sample").tolist()}
+    other = next(id for id in small_cache.ids if id not in canaries)
+    shutil.copy(images / next(iter(canaries)), images / other)
+    sc.pair(small_cache, Source(images))  # the canaries alone do not see it
+    with pytest.raises(MismatchError, match="is not what it was when the cache"):
+        sc.pair(small_cache, Source(images), every=True)
 
 
 # -- another source --------------------------------------------------------------------------------------------

@@ -19,8 +19,8 @@ import pytest
 
 import softcache as sc
 from softcache import testing
-from softcache.errors import NotBuilt, SoftcacheError, StoreError
-from softcache.store import Store
+from softcache.errors import DamageError, NotBuilt, SoftcacheError, StoreError
+from softcache.store import Disk, Store
 
 SMALL = {
     "teacher": testing.toy_teacher(),
@@ -122,16 +122,35 @@ def test_a_truly_full_disk_gives_one_line_and_loses_nothing(images, reference, t
         subprocess.run(["umount", str(mount)], check=True)
 
 
+class Noting(Store):
+    """Notes what was put when :meth:`put` returned: from then on it must survive."""
+
+    def __init__(self, root: Path, disk: Disk):
+        super().__init__(root, disk)
+        self.kept: dict[str, bytes] = {}
+
+    def put(self, name: str, data: bytes | memoryview) -> None:
+        super().put(name, data)
+        self.kept[name] = bytes(data)
+
+
 def lose_power_everywhere(disk_type, images, reference, tmp_path, step=1) -> None:
-    """Power loss at every operation, for file systems that keep names early and late."""
+    """Power loss at every operation and after the last, for file systems that keep names early and late."""
     manifest, operations = reference
-    for at in range(1, operations + 1, step):
+    for at in [*range(1, operations + 1, step), operations + 1]:
         for eager in (True, False):
             root = tmp_path / "cache"
             disk = disk_type(root, at)
-            with pytest.raises(testing.PowerLoss):
-                sc.build(Store(root, disk), source=images, **SMALL)
+            store = Noting(root, disk)
+            if at > operations:
+                sc.build(store, source=images, **SMALL)
+            else:
+                with pytest.raises(testing.PowerLoss):
+                    sc.build(store, source=images, **SMALL)
             disk.power_loss(eager)
+            for name, data in store.kept.items():
+                assert (root / name).is_file(), f"{name} was put, and is lost"
+                assert (root / name).read_bytes() == data
             assert_resumes_to(manifest, root, images)
             shutil.rmtree(root)
 
@@ -147,14 +166,87 @@ class WithoutFileSync(testing.ForgetfulDisk):
 
 class WithoutFolderSync(testing.ForgetfulDisk):
     def keep_folder(self, path: Path) -> None:
+        pass
+
+
+class WithoutShardFolderSync(testing.ForgetfulDisk):
+    def keep_folder(self, path: Path) -> None:
         if path == self.root or self.root not in path.parents or path.name == "receipts":
             super().keep_folder(path)  # all but the folders of shards and constants
 
 
-@pytest.mark.parametrize("mutant", [WithoutFileSync, WithoutFolderSync])
-def test_without_either_fsync_the_power_loss_test_fails(mutant, images, reference, tmp_path):
+class WithoutSyncOfTheCommit(testing.ForgetfulDisk):
+    def keep_folder(self, path: Path) -> None:
+        if path != self.root or not (self.root / "softcache.json").exists():
+            super().keep_folder(path)
+
+
+MUTANTS = [WithoutFileSync, WithoutFolderSync, WithoutShardFolderSync, WithoutSyncOfTheCommit]
+
+
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_without_an_fsync_the_power_loss_test_fails(mutant, images, reference, tmp_path):
     with pytest.raises((AssertionError, SoftcacheError)):
         lose_power_everywhere(mutant, images, reference, tmp_path, step=3)
+
+
+def test_the_receipt_comes_after_its_shards_and_the_manifest_last(images, tmp_path):
+    store = Noting(tmp_path / "cache", Disk())
+    sc.build(store, source=images, **SMALL)
+    order = list(store.kept)
+    ranks = [order.index(n) for n in ("ids/bytes/c.0", "receipts/identity.json", "view/geometry/c.0.0.0")]
+    ranks += [order.index(n) for n in ("receipts/v0000-b000000.json", "canary/pixels/c.0.0.0.0", "files.bin")]
+    ranks += [order.index(n) for n in ("softcache.json", "zarr.json")]
+    assert ranks == sorted(ranks)
+
+
+def test_a_flipped_bit_in_a_receipt_of_an_unfinished_build_is_found(images, tmp_path):
+    root = tmp_path / "cache"
+    sc.build(root, source=images, **SMALL)
+    (root / "softcache.json").unlink()
+    receipt = root / "receipts" / "v0000-b000000.json"
+    receipt.write_bytes(receipt.read_bytes().replace(b'"correct":', b'"correct":1', 1))
+    with pytest.raises(DamageError, match=r"v0000-b000000\.json.*delete it and build again"):
+        sc.build(root, source=images, **SMALL)
+
+
+def test_a_shard_lost_from_an_unfinished_build_is_not_sealed_in(images, tmp_path):
+    root = tmp_path / "cache"
+    sc.build(root, source=images, **SMALL)
+    manifest = (root / "softcache.json").read_bytes()
+    (root / "softcache.json").unlink()
+    (root / "targets" / "map" / "value" / "c.0.1.0.0.0").unlink()
+    with pytest.raises(DamageError, match=r"c\.0\.1\.0\.0\.0 is missing.*delete.*v0000-b000001\.json"):
+        sc.build(root, source=images, **SMALL)
+    (root / "receipts" / "v0000-b000001.json").unlink()
+    assert_resumes_to(manifest, root, images)
+
+
+@pytest.mark.parametrize("place", [".claims", "ids", "targets", "receipts"])
+def test_a_link_in_the_folder_leads_nowhere(images, tmp_path, place):
+    root, victim = tmp_path / "cache", tmp_path / "victim"
+    victim.mkdir()
+    (victim / "thesis.txt").write_text("years of work")
+    sc.build(root, source=images, **SMALL)
+    (root / "softcache.json").unlink()
+    shutil.rmtree(root / place, ignore_errors=True)
+    (root / place).symlink_to(victim)
+    with pytest.raises(SoftcacheError):
+        sc.build(root, source=images, **SMALL)
+    assert [p.name for p in victim.iterdir()] == ["thesis.txt"]
+
+
+def test_a_pipe_or_a_hard_link_at_a_temporary_name_is_not_written_into(images, tmp_path):
+    root, outside = tmp_path / "cache", tmp_path / "outside"
+    sc.build(root, source=images, **SMALL)
+    manifest = (root / "softcache.json").read_bytes()
+    outside.write_text("somebody else's")
+    for name in ("softcache.json", "receipts/v0000-b000001.json"):
+        (root / name).unlink()
+    os.mkfifo(root / "softcache.json.tmp")
+    os.link(outside, root / "receipts" / "v0000-b000001.json.tmp")
+    assert_resumes_to(manifest, root, images)
+    assert outside.read_text() == "somebody else's"
 
 
 # -- kill -9 of real processes ---------------------------------------------------------------------------------
@@ -271,6 +363,18 @@ def test_ctrl_c_is_clean_and_resumes(toy: Build, tmp_path: Path):
     assert "run the same command again" in message.decode() and "Traceback" not in message.decode()
     assert toy.start(root, tmp_path / "log").wait() == 0
     assert (root / "softcache.json").read_bytes() == toy.manifest
+
+
+def test_builders_started_at_one_moment_all_succeed(toy: Build, tmp_path: Path):
+    for _ in range(4):
+        root = tmp_path / "cache"
+        processes = [toy.start(root, tmp_path / "log") for _ in range(4)]
+        for process in processes:
+            _, message = process.communicate()
+            assert process.returncode == 0, message.decode()
+        assert (root / "softcache.json").read_bytes() == toy.manifest
+        assert sc.verify(root, read_data=True) == []
+        shutil.rmtree(root)
 
 
 @pytest.mark.parametrize("builders", [2, 4])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import io
 import os
 import pickle
@@ -332,8 +333,33 @@ def test_the_fingerprint_does_not_depend_on_threads(cifar: Source, shared_data: 
 def test_a_file_gone_since_is_named(folder: Path):
     source = Source(folder)
     (folder / "cat" / "002.png").unlink()
-    with pytest.raises(UnreadableImage, match=r"'cat/002.png'"):
+    with pytest.raises(SourceError, match=r"'cat/002.png'.*No such file") as e:
         _ = source.fingerprint
+    assert not isinstance(e.value, UnreadableImage), "--skip-corrupt must not take it for a damaged image"
+
+
+def test_too_many_open_files_are_no_damaged_images():
+    class Starved:
+        def __len__(self) -> int:
+            return 3
+
+        def __getitem__(self, i: int) -> np.ndarray:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    source = Source(Starved())
+    with pytest.raises(SourceError, match="Too many open files") as e:
+        source.image(0)
+    assert not isinstance(e.value, UnreadableImage)
+
+
+def test_an_image_that_changes_after_the_fingerprint_is_refused(folder: Path):
+    source = Source(folder)
+    _ = source.fingerprint
+    first = folder / source.ids[0]
+    first.write_bytes((folder / source.ids[1]).read_bytes())
+    with pytest.raises(SourceError, match="changed since it was fingerprinted"):
+        source.image(0)
+    source.image(1)
 
 
 # --- decoding -----------------------------------------------------------------------------------

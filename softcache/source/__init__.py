@@ -24,7 +24,7 @@ from softcache.source.decode import to_rgb
 from softcache.source.layout import Samples
 from softcache.spec import canonical_json, digest, digest_ids
 
-__all__ = ["Source", "find_unreadable"]
+__all__ = ["Source", "digest_contents", "digest_labels", "find_unreadable"]
 
 T = TypeVar("T")
 
@@ -59,6 +59,7 @@ class Source:
         self.split = self._samples.split
         self.ids = tuple(self._samples.ids[row] for row in self._rows)
         self.classes = self._samples.classes
+        self._fingerprinted: bytes | None = None  # 32 a sample
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -97,10 +98,11 @@ class Source:
     def image(self, i: int) -> np.ndarray:
         """Pixels of sample ``i``: uint8 ``(H, W, 3)``, RGB, perhaps read-only.
 
-        Raises :class:`UnreadableImage`, naming the id and where it is, for bytes that are missing or do
-        not make a whole image.
+        Raises :class:`UnreadableImage`, naming the id and where it is, for bytes that do not make a whole
+        image, and :class:`SourceError` for bytes that cannot be read now (no such file, too many open
+        files) or are not those that were fingerprinted.
         """
-        return self._guarded(i, to_rgb)
+        return self._guarded(i, lambda content: to_rgb(self._same(i, content)))
 
     __getitem__ = image
 
@@ -112,13 +114,19 @@ class Source:
     @cached_property
     def fingerprint(self) -> str:
         """sha256 over the id and the sha256 of the content of every sample: its bytes as they are, or
-        shape and pixels where a Python dataset has no bytes. Raises :class:`UnreadableImage` for
-        content that cannot be read (whether it can be decoded does not matter)."""
-        contents = _in_threads(lambda i: self._guarded(i, _digest), len(self))
-        total = hashlib.sha256()
-        for id, content in zip(self.ids, contents, strict=True):
-            total.update(canonical_json([id, content]))
-        return total.hexdigest()
+        shape and pixels where a Python dataset has no bytes.
+
+        From then on, an image whose content is another than it was is refused: see :meth:`image`.
+        Raises :class:`UnreadableImage` for content that cannot be read (whether it can be decoded does
+        not matter).
+        """
+        contents = self.contents(range(len(self)))
+        self._fingerprinted = b"".join(map(bytes.fromhex, contents))
+        return digest_contents(self.ids, contents)
+
+    def contents(self, index: Sequence[int]) -> list[str]:
+        """sha256 of the content of some samples, read by threads."""
+        return _in_threads(lambda i: self._guarded(index[i], _digest), len(index))
 
     def describe(self) -> str:
         """One line for a person."""
@@ -143,11 +151,24 @@ class Source:
             return use(self._samples.read(row))
         except (MemoryError, SourceError):
             raise
-        except Exception as e:  # decoders and datasets of other people raise all kinds
+        except Exception as e:
+            if isinstance(e, OSError) and e.errno is not None:  # the system's word, not a decoder's
+                raise SourceError(
+                    f"cannot read {self.ids[i]!r} ({self._where(i)}): {e.strerror}; mend that and run again"
+                ) from e
             raise UnreadableImage(
                 f"cannot read the image {self.ids[i]!r} ({self._where(i)}): {type(e).__name__}: {e}; "
                 "damaged or not an image: restore it, or take it out"
             ) from e
+
+    def _same(self, i: int, content: bytes | np.ndarray) -> bytes | np.ndarray:
+        known = self._fingerprinted
+        if known is not None and bytes.fromhex(_digest(content)) != known[32 * i : 32 * i + 32]:
+            raise SourceError(
+                f"{self.ids[i]!r} ({self._where(i)}) changed since it was fingerprinted: put the image back "
+                "and run again, or build into a new folder"
+            )
+        return content
 
     def _where(self, i: int) -> str:
         return self._samples.where(self._rows[i])
@@ -165,6 +186,19 @@ def find_unreadable(source: Source) -> list[str]:
 
     good = _in_threads(readable, len(source))
     return [id for id, fine in zip(source.ids, good, strict=True) if not fine]
+
+
+def digest_contents(ids: Sequence[str], contents: Sequence[str]) -> str:
+    """sha256 over ids and the digests of their contents, in order: what :attr:`Source.fingerprint` is."""
+    total = hashlib.sha256()
+    for id, content in zip(ids, contents, strict=True):
+        total.update(canonical_json([id, content]))
+    return total.hexdigest()
+
+
+def digest_labels(labels: np.ndarray) -> str | None:
+    """sha256 over int64 labels in order; None where none is known (all are -1)."""
+    return digest(labels.astype("<i8").tobytes()) if (labels >= 0).any() else None
 
 
 def _layout(data: Any, wanted: str | None) -> str:

@@ -23,7 +23,7 @@ from softcache.errors import SpecError, nearest
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
-NO_EFFECT_ON_WEIGHTS = frozenset({"workers", "val_limit", "checkpoint_every", "out"})
+NO_EFFECT_ON_WEIGHTS = frozenset({"workers", "val_limit", "check_source", "checkpoint_every", "out"})
 
 
 class Config(BaseModel):
@@ -65,6 +65,8 @@ class Config(BaseModel):
     val_split: str | None = None
     """Where to validate; see :mod:`softcache_train.validation` for the default."""
     val_limit: PositiveInt = 2000
+    check_source: bool = False
+    """Read every image of the source and compare it with what the cache was built from."""
     checkpoint_every: PositiveInt | None = None
     """Steps between checkpoints within an epoch; there is one at the end of every epoch."""
     out: str | None = None

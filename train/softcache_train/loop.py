@@ -70,7 +70,7 @@ def train(config: Config, cache: Cache, source: Source, *, val_source: Source | 
         torch.manual_seed(config.seed)
         student = students.make(config.student, num_classes).to(device)
         input_spec = cache.identity["teacher"]["input_spec"] | getattr(student, "input_spec", {})
-        pairing = canary.pair(cache, source)
+        pairing = canary.pair(cache, source, every=config.check_source)
         divided = validation.split(cache, source, pairing, val_source, config.val_limit)
         loader = Loader(
             cache,
