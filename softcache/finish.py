@@ -18,7 +18,7 @@ from softcache.zarrfile import Array, group_metadata, groups
 
 
 def finish(job: Job) -> None:
-    """All receipts are there: write what follows from them, the manifest last but for Zarr's files; one builder at a time."""
+    """All receipts are there: write what follows from them. One builder at a time; another waits, and finds it done."""
     while True:
         with job.store.claim("manifest") as mine:
             if mine:
