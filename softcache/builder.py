@@ -23,6 +23,7 @@ from softcache import manifest as m
 from softcache import measure, spec
 from softcache.block import Block
 from softcache.cache import Cache
+from softcache.checker import FOREIGN, verify
 from softcache.codecs import Fields
 from softcache.errors import SourceError, SpecError, TeacherError, UnreadableImage
 from softcache.finish import finish
@@ -121,6 +122,7 @@ def build(
         store, samples, load(teacher, options), made, asked, views, block_rows, skip_corrupt, ignore_labels
     )
     rows = 0
+    _reopen(job, say)
     if not store.exists(m.MANIFEST):
         rows = _build_blocks(job, rank / world, workers, progress, say)
     else:
@@ -130,6 +132,24 @@ def build(
     cache.teacher_rows = rows
     say(measure.tell(cache))
     return cache
+
+
+def _reopen(job: Job, say: Callable[[str], None]) -> None:
+    """Take back the receipts of a finished cache's blocks that miss a file, so that they are made anew."""
+    if not job.store.exists(m.MANIFEST):
+        return
+    found = verify(caches.open(job.store.root))
+    damaged = [d for d in found if d.problem != FOREIGN and not d.file.endswith("zarr.json")]
+    if not damaged:
+        return
+    say(
+        f"{len(damaged):,} files of the cache are missing or cut, for example {damaged[0].file}: making them anew"
+    )
+    job.store.path(m.MANIFEST).unlink()
+    blocks = {(d.view, d.shard) for d in damaged if d.view is not None and d.shard is not None}
+    receipts = {m.Receipt.path(job.grid.block(view, shard)) for view, shard in blocks}
+    for name in receipts | {d.file for d in damaged if d.file.startswith("receipts/v")}:
+        job.store.path(name).unlink(missing_ok=True)
 
 
 def _say(text: str) -> None:

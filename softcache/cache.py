@@ -14,7 +14,7 @@ import numpy as np
 from softcache import manifest as m
 from softcache import spec
 from softcache.block import Block
-from softcache.errors import DamageError, InvalidRow, MismatchError, NotBuilt, SourceError, nearest
+from softcache.errors import DamageError, InvalidRow, MismatchError, NoCache, NotBuilt, SourceError, nearest
 from softcache.reader import Reader
 from softcache.recipe import View
 from softcache.store import Store
@@ -28,7 +28,8 @@ def open(path: str | Path) -> Cache:
     """Open the cache in a folder; while it is being built, what is committed can be read.
 
     Raises:
-        DamageError: there is no cache, or its manifest is not what was written.
+        NoCache: there is none.
+        DamageError: its manifest is not what was written.
         MismatchError: it was written by a newer major version.
     """
     store = Store(path)
@@ -42,10 +43,11 @@ def open(path: str | Path) -> Cache:
         return Cache(store, manifest.identity, manifest)
     if store.exists(m.IDENTITY):
         return Cache(store, read_identity(store), None)
-    what = "is empty" if store.root.is_dir() else "does not exist"
-    if store.root.is_dir() and any(store.root.iterdir()):
-        what = f"holds no {m.MANIFEST}"
-    raise DamageError(f"{store.root} is no cache: it {what}. Build one with build-cache … -o {store.root}")
+    if not store.root.is_dir():
+        what = "is a file" if store.root.exists() else "does not exist"
+    else:
+        what = f"holds no {m.MANIFEST}" if any(store.root.iterdir()) else "is empty"
+    raise NoCache(f"{store.root} is no cache: it {what}. Build one with build-cache … -o FOLDER")
 
 
 def read_identity(store: Store) -> m.Identity:

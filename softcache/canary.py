@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from softcache.cache import Cache
-from softcache.errors import DamageError, MismatchError, UnreadableImage
+from softcache.errors import DamageError, MismatchError, NotBuilt, UnreadableImage
 from softcache.keyed import draws
 from softcache.recipe import OPS, RENDER_VERSION, View, render
 from softcache.source import Source, digest_contents, digest_labels
@@ -57,6 +57,8 @@ def pair(cache: Cache, source: Source, tolerance: float = TOLERANCE, every: bool
             version, the pixels differ by more than ``tolerance`` levels on average, or with ``every`` an image
             is another.
     """
+    if not cache.complete:
+        raise NotBuilt(f"{cache.path} is not finished: run the same build-cache command again, then train")
     _check_versions(cache)
     index = _index(cache, source)
     classes, mapped = _classes(cache.classes, source.classes)

@@ -20,6 +20,8 @@ from softcache.recipe import render
 from softcache.source import Source
 from softcache.teachers import Teacher
 
+FOREIGN = "is no file of this cache"
+
 
 @dataclass(frozen=True)
 class Damage:
@@ -86,7 +88,7 @@ def verify(cache: Cache | str | Path, *, read_data: bool = False) -> list[Damage
         problem = _problem(cache, one, read_data)
         if problem:
             found.append(one.damage(problem))
-    return found + [Damage(n, "is no file of this cache") for n in cache.store.names() if n not in known]
+    return found + [Damage(n, FOREIGN) for n in cache.store.names() if n not in known]
 
 
 def _problem(cache: Cache, expected: Expected, read_data: bool) -> str | None:

@@ -137,7 +137,9 @@ def _run(command: Callable[[], int]) -> int:
 
 def _add_build(parser: argparse.ArgumentParser) -> None:
     parser.epilog, parser.formatter_class = EXAMPLE, argparse.RawDescriptionHelpFormatter
-    parser.add_argument("config", nargs="?", type=Path, help="YAML file whose keys are these flags' names")
+    parser.add_argument(
+        "config", nargs="?", type=Path, help="YAML file of these options (targets is a mapping there)"
+    )
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="CACHE", help="the cache's folder")
     for name in BUILD_FLAGS:
         _add_flag(parser, name, default=argparse.SUPPRESS)
@@ -197,11 +199,22 @@ def _read_config(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as e:
         raise SpecError(f"the config {path} is no YAML: {' '.join(str(e).split())}") from None
     if not isinstance(options, dict):
-        raise SpecError(f"the config {path} is a mapping of the flags' names to values")
+        raise SpecError(f"the config {path} holds no mapping; it is lines like 'views: 10'")
+    options = {str(key).replace("-", "_"): value for key, value in options.items()}
     for key in options:
         if key not in BUILD_FLAGS:
-            raise SpecError(f"the config {path} has the unknown key {key!r}{nearest(str(key), BUILD_FLAGS)}")
-    return options
+            raise SpecError(f"the config {path} has the unknown key {key!r}{nearest(key, BUILD_FLAGS)}")
+    return {key: _typed(key, value) for key, value in options.items()}
+
+
+def _typed(key: str, value: Any) -> Any:
+    """YAML has no tuples: ``mean: 0.5,0.5,0.5`` is read as the flag would be."""
+    if not isinstance(value, str) or key not in _types():
+        return value
+    try:
+        return _types()[key](value)
+    except ValueError:
+        raise SpecError(f"--{key.replace('_', '-')}: {value!r} is not {BUILD_FLAGS[key][0]}") from None
 
 
 def _validated(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -261,6 +274,8 @@ def _show(arguments: argparse.Namespace) -> int:
 
 
 def _shown(found: dict[str, Any]) -> list[str]:
+    from softcache import measure
+
     identity = found["identity"]
     source, teacher, recipe = identity["source"], identity["teacher"], identity["recipe"]
     built, total = found["blocks"]["built"], found["blocks"]["total"]
@@ -273,18 +288,18 @@ def _shown(found: dict[str, Any]) -> list[str]:
         f"  source   {source['layout']},{split} {found['samples']:,} samples, {classes}",
         f"  recipe   {recipe['spec']}, {found['views']} views, seed {recipe['seed']}",
         f"  teacher  {teacher['name']} at {size}, {teacher['precision']} on {teacher['processor']}",
-        f"           weights {teacher['weights'] or 'unknown'}",
+        f"           weights {teacher['weights'] or 'unknown'} ({teacher['weights_format'] or 'not from a file'})",
     ]
     report = found.get("report", {})
     for name, target in identity["targets"].items():
         bytes_ = report.get("bytes_per_row", {}).get(name)
-        fidelity = ", ".join(f"{k} {v:.3g}" for k, v in report.get("fidelity", {}).get(name, {}).items())
+        fidelity = measure.words(report.get("fidelity", {}).get(name, {}))
         told = f", {bytes_:,} bytes a row; {fidelity}" if bytes_ else ""
         lines.append(
             f"  target   {name}: {target['kind']} {tuple(target['shape'])} as {target['codec']}{told}"
         )
     if found["complete"]:
-        lines.append(f"  on disk  {report['bytes'] / 1e6:,.2f} MB in {total:,} blocks")
+        lines.append(f"  shards   {measure.size(report['bytes'])} in {total:,} blocks")
         if report["top1"] is not None:
             before = f"{report['teacher_top1']:.2%} before encoding"
             lines.append(
@@ -315,8 +330,10 @@ def _verify(arguments: argparse.Namespace) -> int:
         for damage in damages:
             print(damage)
     how = "every byte read" if arguments.read_data else "names and sizes; --read-data reads every byte"
-    verdict = f"{len(damages)} damaged files" if damages else f"{cache.digest} is whole"
-    print(f"{arguments.cache}: {verdict} ({how})", file=sys.stderr)
+    count = "1 damaged file" if len(damages) == 1 else f"{len(damages)} damaged files"
+    mend = "delete what is damaged and run the same build-cache again: it makes what is missing anew"
+    verdict = f"{count} ({how}); {mend}" if damages else f"{cache.digest} is whole ({how})"
+    print(f"{arguments.cache}: {verdict}", file=sys.stderr)
     return 2 if damages else 0
 
 

@@ -36,6 +36,10 @@ class StoreError(SoftcacheError):
     """Bytes that could not be put on, or taken from, the disk."""
 
 
+class NoCache(SoftcacheError):  # noqa: N818
+    """A folder, or nothing, where a cache was expected."""
+
+
 class NotBuilt(SoftcacheError):  # noqa: N818
     """A row whose block has no receipt yet: the build has not reached it."""
 
@@ -56,13 +60,17 @@ class MismatchError(SoftcacheError):
     exit_code = 3
 
 
+def suggest(word: str, known: Iterable[str]) -> str:
+    """``" (did you mean 'x'?)"`` when a known word is close to ``word``, else nothing."""
+    close = difflib.get_close_matches(str(word), sorted(known), n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
-    """``" (did you mean 'x'?)"`` when a known word is close to ``word``, else the known words."""
+    """What :func:`suggest` says, or else the known words."""
     names = sorted(known)
-    close = difflib.get_close_matches(str(word), names, n=1, cutoff=0.5)
-    if close:
-        return f" (did you mean {close[0]!r}?)"
-    if not names:
-        return ""
+    hint = suggest(word, names)
+    if hint or not names:
+        return hint
     shown = ", ".join(names[:40]) + (", …" if len(names) > 40 else "")
     return f" (known: {shown})"

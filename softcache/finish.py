@@ -36,7 +36,7 @@ def _write_manifest(job: Job) -> None:
     constants = {}
     for array, values in [*ids_arrays(job.source.ids), *_canaries(job, invalid)]:
         data = array.encode(values)
-        if not (array.path.startswith("ids/") and job.store.exists(array.file())):
+        if not job.store.exists(array.file()) or job.store.get(array.file()) != data:
             job.store.put(array.file(), data)
         constants[array.path] = m.Constant(
             sha256=spec.digest(data), bytes=len(data), dtype=array.dtype, shape=list(array.shape)

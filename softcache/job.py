@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -67,12 +68,18 @@ def prepare(
     classes = None if ignore_labels else source.classes
     labels = np.full(len(source), -1) if ignore_labels else source.labels
     stored = _stored(store)
+    said = None if stored is not None and stored.teacher.answer is None else teacher(_noise(teacher))
     if stored is None:
-        targets = _probe(teacher, asked)
+        targets = _resolve(said or {}, asked)
         _check_classes(classes, targets)
-        identity = _identity(source, classes, labels, teacher, recipe, targets, views, block_rows)
-        stored = _begin(store, source, identity)
-    wanted = _wanted(stored, source, classes, labels, teacher, recipe, asked, views, block_rows)
+        answer = _sketch(said, asked) if teacher.probed else None
+        stored = _begin(
+            store,
+            source,
+            _identity(source, classes, labels, teacher, answer, recipe, targets, views, block_rows),
+        )
+    answer = _same_answer(stored.teacher.answer, None if said is None else _sketch(said, asked))
+    wanted = _wanted(stored, source, classes, labels, teacher, answer, recipe, asked, views, block_rows)
     if stored.digest != wanted.digest:
         raise _refusal(store, stored, wanted)
     grid, targets = stored.make_grid(), stored.make_targets()
@@ -120,13 +127,37 @@ def ids_arrays(ids: tuple[str, ...]) -> list[tuple[Array, np.ndarray]]:
     ]
 
 
-def _probe(teacher: Teacher, asked: tuple[Request, ...]) -> dict[str, Target]:
-    """The targets, their shapes taken from the teacher's answer to one black image."""
-    answer = teacher(np.zeros((1, *teacher.input_spec.size, 3), np.uint8))
+def _noise(teacher: Teacher) -> np.ndarray:
+    """One picture, the same for ever: uint8 ``(1, H, W, 3)``."""
+    shape = (1, *teacher.input_spec.size, 3)
+    numbers = np.arange(int(np.prod(shape)), dtype=np.uint64) * np.uint64(2654435761)
+    return (numbers >> np.uint64(16)).astype(np.uint8).reshape(shape)
+
+
+def _sketch(said: Mapping[str, np.ndarray] | None, asked: tuple[Request, ...]) -> list[float]:
+    answers = [said[r.name].astype(np.float64) for r in asked if said and r.name in said]
+    numbers = [float(x) for a in answers for x in (a.mean(), a.std())]
+    if not np.isfinite(numbers).all():
+        raise TeacherError(
+            "the teacher answers a picture of noise with values that are not finite: do its weights fit?"
+        )
+    return numbers
+
+
+def _same_answer(stored: list[float] | None, found: list[float] | None) -> list[float] | None:
+    """The stored answer where the teacher's is the same but for rounding."""
+    if stored is None or found is None:
+        return stored
+    same = len(stored) == len(found) and np.allclose(stored, found, rtol=1e-3, atol=1e-5)
+    return stored if same else found
+
+
+def _resolve(said: Mapping[str, np.ndarray], asked: tuple[Request, ...]) -> dict[str, Target]:
+    """The targets, their shapes taken from the teacher's answer to a picture of noise."""
     for request in asked:
-        if request.name not in answer:
-            raise TeacherError(f"the teacher has no target {request.name!r}{nearest(request.name, answer)}")
-    targets = {r.name: r.resolve(tuple(answer[r.name].shape[1:])) for r in asked}
+        if request.name not in said:
+            raise TeacherError(f"the teacher has no target {request.name!r}{nearest(request.name, said)}")
+    targets = {r.name: r.resolve(tuple(said[r.name].shape[1:])) for r in asked}
     for target in targets.values():
         target.codec.fields(target.shape)  # refuses a shape it cannot hold
     return targets
@@ -148,6 +179,7 @@ def _identity(
     classes: tuple[str, ...] | None,
     labels: np.ndarray,
     teacher: Teacher,
+    answer: list[float] | None,
     recipe: Recipe,
     targets: dict[str, Target],
     views: int,
@@ -167,7 +199,7 @@ def _identity(
             decoder=source.decoder(),
         ),
         recipe=m.RecipeId(**recipe.identity()),
-        teacher=who.model_copy(update={"batch": min(who.batch, rows)}),
+        teacher=who.model_copy(update={"batch": min(who.batch, rows), "answer": answer}),
         targets={n: m.TargetId(**t.identity()) for n, t in targets.items()},
         grid=m.GridId(
             samples=len(source), views=views, block_rows=rows, permutation="feistel-6", key=recipe.seed
@@ -182,19 +214,20 @@ def _wanted(
     classes: tuple[str, ...] | None,
     labels: np.ndarray,
     teacher: Teacher,
+    answer: list[float] | None,
     recipe: Recipe,
     asked: tuple[Request, ...],
     views: int,
     block_rows: int | None,
 ) -> m.Identity:
-    """The identity this call asks for; shapes come from the stored one, so that no teacher runs to resume."""
+    """The identity this call asks for; shapes are the stored one's."""
     shapes = {n: tuple(t.shape) for n, t in stored.targets.items()}
     try:
         targets = {r.name: r.resolve(shapes.get(r.name, (1,))) for r in asked}
     except SoftcacheError as e:
         raise MismatchError(f"the build that has begun has other targets: {e}") from e
     return _identity(
-        source, classes, labels, teacher, recipe, targets, views, block_rows or stored.grid.block_rows
+        source, classes, labels, teacher, answer, recipe, targets, views, block_rows or stored.grid.block_rows
     )
 
 
@@ -204,7 +237,7 @@ def _refusal(store: Store, stored: m.Identity, wanted: m.Identity) -> MismatchEr
     more = f" (and {len(found) - 4} more)" if len(found) > 4 else ""
     return MismatchError(
         f"{store.root} was begun as another build: {told}{more}. Repeat its settings to go on with it, "
-        "or name another folder"
+        "or name another folder, or delete this one"
     )
 
 

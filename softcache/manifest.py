@@ -72,7 +72,11 @@ class InputSpec(_Model):
 
 
 class TeacherId(_Model):
-    """Who spoke. ``weights`` is a digest of names, types, shapes and values; None where there are none to hash."""
+    """Who spoke. ``weights`` is a digest of names, types, shapes and values; None where there are none to hash.
+
+    ``answer``: mean and standard deviation of each target's answer to one picture of noise, so that changed code does
+    not pass for the same teacher; None for a callable that names its weights.
+    """
 
     name: str
     weights: Sha | None
@@ -81,6 +85,7 @@ class TeacherId(_Model):
     precision: str
     processor: str
     batch: Annotated[int, Field(ge=1)]
+    answer: list[float] | None = None
 
 
 class TargetId(_Model):

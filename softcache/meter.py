@@ -52,22 +52,19 @@ class Meter:
             self._printed = now
             print(self.line(), end="\r" if terminal else "\n", file=sys.stderr, flush=True)
 
-    def limit(self) -> tuple[str, float]:
-        """The stage that takes the largest share of the main loop's time, and that share."""
-        now, then = self.spent, self._past[0][3] if self._past else dict.fromkeys(STAGES, 0.0)
-        shares = {s: now[s] - then[s] for s in STAGES}
-        if sum(shares.values()) <= 0:
-            shares = now
+    def limit(self, since: dict[str, float] | None = None) -> tuple[str, float]:
+        """The stage that takes the largest share of the main loop's time since then (or ever), and that share."""
+        shares = {s: self.spent[s] - (since or {}).get(s, 0.0) for s in STAGES}
         name = max(shares, key=lambda s: shares[s])
         return name, shares[name] / (sum(shares.values()) or 1.0)
 
     def line(self) -> str:
         """One line: progress, rates over the last seconds, time left, the limit."""
-        start, rows, size, _ = self._past[0] if self._past else (self._begun, 0, 0, {})
+        start, rows, size, then = self._past[0] if len(self._past) > 1 else (self._begun, 0, 0, {})
         span = max(time.monotonic() - start, 1e-6)
         rate = (self.rows - rows) / span or self.rows / max(time.monotonic() - self._begun, 1e-6)
         left = (self.total - self.rows) / rate if rate else 0.0
-        limit, share = self.limit()
+        limit, share = self.limit(then)
         return (
             f"{self.rows:,}/{self.total:,} rows · {rate:,.0f} rows/s · {(self.bytes - size) / span / 1e6:,.1f} MB/s "
             f"written · {self.queue} batches waiting to be written · {_clock(left)} left · "

@@ -530,3 +530,41 @@ def test_the_teachers_rows_are_counted_and_none_are_asked_twice(tmp_path: Path):
     next((tmp_path / "c" / "receipts").glob("v0000-b000001.json")).unlink()
     assert build(tmp_path / "c", ToyImages(20)).teacher_rows == first.grid.block_rows
     assert sc.open(tmp_path / "c").teacher_rows == 0
+
+
+# -- another teacher under the same name ---------------------------------------------------------------------------
+
+
+def test_a_callable_that_names_no_weights_is_told_by_its_answers(tmp_path: Path):
+    def teacher(factor: float):
+        def answer(pixels: np.ndarray) -> np.ndarray:
+            rows = pixels.reshape(len(pixels), -1).astype(np.float32) / 255
+            return factor * rows[:, :4]
+
+        answer.input_spec = {"size": 8}  # type: ignore[attr-defined]
+        return answer
+
+    first = build(tmp_path / "c", ToyImages(8), teacher=teacher(1), targets=["logits=full(f16)"])
+    assert (
+        build(tmp_path / "c", ToyImages(8), teacher=teacher(1), targets=["logits=full(f16)"]).digest
+        == first.digest
+    )
+    with pytest.raises(MismatchError, match=r"teacher\.answer"):
+        build(tmp_path / "c", ToyImages(8), teacher=teacher(-5), targets=["logits=full(f16)"])
+
+
+def test_a_dataset_that_never_gives_the_same_image_is_refused(tmp_path: Path):
+    class Random(ToyImages):
+        def __getitem__(self, i: int):
+            return np.random.default_rng().integers(0, 256, (8, 8, 3), np.uint8), self.targets[i]
+
+    with pytest.raises(SourceError, match="random transforms"):
+        build(tmp_path / "c", Random(8))
+
+
+def test_labels_are_part_of_the_identity(tmp_path: Path):
+    swapped = ToyImages(8)
+    swapped.targets = swapped.targets[::-1]
+    build(tmp_path / "c", ToyImages(8))
+    with pytest.raises(MismatchError, match=r"source\.labels"):
+        build(tmp_path / "c", swapped)

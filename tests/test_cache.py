@@ -18,7 +18,7 @@ import softcache as sc
 from softcache import manifest as m
 from softcache import reader
 from softcache.cache import Cache
-from softcache.errors import DamageError, InvalidRow, MismatchError, NotBuilt, SourceError
+from softcache.errors import DamageError, InvalidRow, MismatchError, NoCache, NotBuilt, SourceError
 from softcache.recipe import Recipe, View, render
 from softcache.source import Source
 from softcache.testing import ToyImages, make_image_folder, toy_teacher
@@ -275,9 +275,7 @@ def test_what_is_no_cache_is_named(tmp_path: Path, make: str):
         path.mkdir()
     if make == "another folder":
         (path / "notes.txt").write_text("mine")
-    with pytest.raises(
-        DamageError, match=r"is no cache: it (does not exist|is empty|holds no softcache.json)"
-    ):
+    with pytest.raises(NoCache, match=r"is no cache: it (does not exist|is empty|holds no softcache.json)"):
         sc.open(path)
 
 

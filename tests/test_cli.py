@@ -107,9 +107,9 @@ def test_a_config_has_the_flags_names_and_flags_go_over_it(tmp_path: Path, small
         ("view: 2", r"unknown key 'view' (did you mean 'views'?)"),
         ("views: two", r"--views"),
         ("views: 2.5", r"--views"),
-        ("- a", "is a mapping"),
+        ("- a", "holds no mapping"),
         ("a: [", "is no YAML"),
-        ("1: 2", "unknown key 1"),
+        ("1: 2", "unknown key '1'"),
         ("\xff", "is no YAML"),
         (None, "cannot read the config"),
     ],
@@ -223,7 +223,7 @@ def test_verify_names_the_damaged_file_and_exits_with_2(small_copy: Path, capsys
     assert run(capsys, "verify", small_copy)[0] == 0  # names and sizes only
     status, out, err = run(capsys, "verify", small_copy, "--read-data")
     assert status == 2 and out.startswith("targets/map/scale/c.1.2.0 (target map, scale, view 1, shard 2): ")
-    assert "1 damaged files" in err
+    assert "1 damaged file" in err
     status, out, _ = run(capsys, "verify", small_copy, "--read-data", "--json")
     (damage,) = json.loads(out)
     assert status == 2
@@ -244,9 +244,9 @@ def test_a_damaged_manifest_exits_with_2_and_a_newer_one_with_3(
 
 
 @pytest.mark.parametrize("command", ["show", "verify"])
-def test_what_is_no_cache_exits_with_2(tmp_path: Path, capsys, command: str):
+def test_what_is_no_cache_exits_with_1(tmp_path: Path, capsys, command: str):
     status, _, err = run(capsys, command, tmp_path / "nowhere")
-    assert status == 2 and "is no cache: it does not exist" in err
+    assert status == 1 and "is no cache: it does not exist" in err
 
 
 def test_diff_exits_with_3_where_there_is_one(

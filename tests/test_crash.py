@@ -222,6 +222,20 @@ def test_a_shard_lost_from_an_unfinished_build_is_not_sealed_in(images, tmp_path
     assert_resumes_to(manifest, root, images)
 
 
+@pytest.mark.parametrize("damage", [testing.remove, testing.truncate, testing.empty])
+@pytest.mark.parametrize("name", ["targets/map/value/c.0.1.0.0.0", "view/geometry/c.0.0.0", "files.bin", "ids/bytes/c.0",
+                                  "canary/pixels/c.0.0.0.0", "receipts/v0000-b000001.json", "zarr.json"])  # fmt: skip
+def test_building_again_mends_what_is_missing_or_cut(images, reference, tmp_path, name, damage):
+    root = tmp_path / "cache"
+    sc.build(root, source=images, **SMALL)
+    damage(root / name)
+    assert sc.verify(root)
+    cache = sc.build(root, source=images, **SMALL)
+    assert (root / "softcache.json").read_bytes() == reference[0]
+    assert sc.verify(cache, read_data=True) == []
+    assert cache.teacher_rows <= SMALL["block_rows"]
+
+
 @pytest.mark.parametrize("place", [".claims", "ids", "targets", "receipts"])
 def test_a_link_in_the_folder_leads_nowhere(images, tmp_path, place):
     root, victim = tmp_path / "cache", tmp_path / "victim"

@@ -596,3 +596,12 @@ def test_importing_is_cheap():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_sixteen_bit_greys_keep_their_high_byte(tmp_path: Path):
+    from PIL import Image
+
+    (tmp_path / "a").mkdir()
+    values = np.array([[0, 255, 256], [0x1234, 0xFF00, 0xFFFF]], np.uint16)
+    Image.fromarray(values).save(tmp_path / "a" / "grey.png")
+    assert Source(tmp_path).image(0)[:, :, 0].tolist() == [[0, 0, 1], [0x12, 0xFF, 0xFF]]

@@ -166,7 +166,8 @@ class Source:
         if known is not None and bytes.fromhex(_digest(content)) != known[32 * i : 32 * i + 32]:
             raise SourceError(
                 f"{self.ids[i]!r} ({self._where(i)}) changed since it was fingerprinted: put the image back "
-                "and run again, or build into a new folder"
+                "and run again, or build into a new folder (a Python dataset must give the same image every "
+                "time: leave random transforms to the recipe)"
             )
         return content
 

@@ -19,9 +19,11 @@ def to_rgb(content: Any) -> np.ndarray:
     """uint8 ``(H, W, 3)`` of encoded bytes, a PIL image, an array or a tensor.
 
     Arrays are uint8 ``(H, W)``, ``(H, W, 1)`` or ``(H, W, 3)``; tensors (whatever has ``.numpy()``)
-    uint8 ``(C, H, W)`` or ``(H, W)``. Alpha is dropped, no EXIF rotation is applied, and of an animation
-    the first frame counts. Raises :class:`SourceError` for other types and dtypes, and what the decoders
-    raise (``OSError``, ``ValueError``, …) for bytes that are not a whole image.
+    uint8 ``(C, H, W)`` or ``(H, W)``. Alpha is dropped, sixteen-bit greys keep their high byte, no EXIF
+    rotation is applied, and of an animation the first frame counts.
+
+    Raises :class:`SourceError` for other types and dtypes, and what the decoders raise (``OSError``,
+    ``ValueError``, …) for bytes that are not a whole image.
     """
     if isinstance(content, bytes):
         return _decode(content)
@@ -69,6 +71,13 @@ def _pillow(image: Any) -> np.ndarray:
         raise SourceError(
             "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set in this process, so half an image would pass "
             "for a whole one; remove the line that sets it"
+        )
+    if image.mode.startswith("I;16"):  # sixteen bits: the high byte, where convert() would clip at 255
+        grey = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    if image.mode in ("I", "F"):
+        raise ValueError(
+            f"its pixels are of mode {image.mode}, whose range is not known: save it with 8 or 16 bits"
         )
     return np.array(image.convert("RGB"))
 

@@ -68,7 +68,9 @@ def choose_split(wanted: str | None, available: Collection[str], where: object) 
     if wanted is None and len(names) == 1:
         return names[0]
     if wanted is None:
-        raise SourceError(f"{where} has several splits ({', '.join(names)}): choose one with split=")
+        raise SourceError(
+            f"{where} has several splits ({', '.join(names)}): choose one with split= (--split)"
+        )
     if wanted not in available:
         raise SourceError(f"{where} has no split {wanted!r}{nearest(wanted, names)}")
     return wanted

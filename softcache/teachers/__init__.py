@@ -9,6 +9,7 @@ Only this package imports a teacher's library, and only when such a teacher is l
 
 from __future__ import annotations
 
+import copy
 import importlib
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +19,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from softcache.errors import TeacherError, nearest
+from softcache.errors import TeacherError, suggest
 from softcache.manifest import InputSpec, TeacherId
 
 __all__ = ["TEACHERS", "Options", "Teacher", "load"]
@@ -57,6 +58,7 @@ class Teacher(Protocol):
 
     input_spec: InputSpec
     classes: tuple[str, ...] | None
+    probed: bool  # is its answer to a picture of noise part of its identity?
 
     def __call__(self, pixels: np.ndarray) -> dict[str, np.ndarray]: ...
     def identity(self) -> TeacherId: ...
@@ -80,7 +82,9 @@ def load(teacher: str | Callable[..., Any], options: Options) -> Teacher:
     if not isinstance(teacher, str):
         from softcache.teachers.wrap import wrap
 
-        return wrap(teacher, _name_of(teacher), options)
+        # A module is put into evaluation mode and on a device: not the user's own.
+        own = copy.deepcopy(teacher) if hasattr(teacher, "state_dict") else teacher
+        return wrap(own, _name_of(teacher), options)
     head, colon, tail = teacher.partition(":")
     if not colon or not tail:
         known = ", ".join(f"{k}:NAME" for k in TEACHERS)
@@ -90,7 +94,11 @@ def load(teacher: str | Callable[..., Any], options: Options) -> Teacher:
     from softcache.teachers.factory import load as load_factory
 
     if "." not in head and importlib.util.find_spec(head) is None:
-        raise TeacherError(f"unknown kind of teacher {head!r} in {teacher!r}{nearest(head, TEACHERS)}")
+        kinds = ", ".join(f"{k}:NAME" for k in TEACHERS)
+        hint = suggest(head, TEACHERS)
+        raise TeacherError(
+            f"cannot import {head!r} for the teacher {teacher!r}, and it is none of {kinds}{hint}"
+        )
     return load_factory(teacher, options)
 
 

@@ -28,7 +28,9 @@ def load(spec: str, options: Options) -> Teacher:
         raise TeacherError(f"{module_name} has no factory {factory_name!r}{nearest(factory_name, known)}")
     try:
         made = factory()
-    except TypeError as e:
-        raise TeacherError(f"the factory {spec} must be callable without arguments: {e}") from e
+    except Exception as e:  # other people's code raises all kinds
+        raise TeacherError(
+            f"the factory {spec}, called without arguments, failed: {type(e).__name__}: {e}"
+        ) from e
     specs = (getattr(holder, "input_spec", None) for holder in (made, factory, module))
     return wrap(made, spec, options, next((s for s in specs if s is not None), None))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from softcache.errors import SpecError, TeacherError, nearest
+from softcache.errors import SpecError, TeacherError, nearest, suggest
 from softcache.manifest import InputSpec, TeacherId
 from softcache.teachers import Options, input_spec
 
@@ -25,12 +25,11 @@ class ModuleTeacher:
     def __init__(self, model: torch.nn.Module, name: str, options: Options, spec: Any = None):
         if options.precision not in PRECISIONS:
             raise SpecError(f"precision {options.precision!r}{nearest(options.precision, PRECISIONS)}")
-        self._name, self._options = name, options
+        self._name, self._options, self.probed = name, options, True
         self._format = load_weights(model, options, name)
         self.input_spec: InputSpec = input_spec(options, spec or getattr(model, "input_spec", None), name)
         self.classes = getattr(model, "classes", None)
-        self._device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self._model = model.eval().requires_grad_(False).to(self._device)
+        self._device, self._model = _place(model.eval(), options.device)
         self._weights = state_digest(model)
         self._tapped: dict[str, torch.Tensor] = {}
         self._tap(options.taps)
@@ -45,8 +44,8 @@ class ModuleTeacher:
             if name not in modules or not name:
                 known = [n for n in modules if n and n.count(".") <= 1]
                 raise TeacherError(
-                    f"the teacher {self._name} has no target {name!r}{nearest(name, known)}; "
-                    f"it has logits and its modules: {', '.join(known[:30])}{', …' if len(known) > 30 else ''}"
+                    f"the teacher {self._name} has no target {name!r}{suggest(name, known)}; it has logits and its "
+                    f"modules: {', '.join(known[:30])}{', …' if len(known) > 30 else ''}"
                 )
             modules[name].register_forward_hook(self._keeper(name))
 
@@ -97,6 +96,14 @@ class ModuleTeacher:
 
     def libraries(self) -> dict[str, str]:
         return {"torch": torch.__version__}
+
+
+def _place(model: torch.nn.Module, wanted: str | None) -> tuple[torch.device, torch.nn.Module]:
+    try:
+        device = torch.device(wanted or ("cuda" if torch.cuda.is_available() else "cpu"))
+        return device, model.to(device)
+    except (RuntimeError, AssertionError) as e:
+        raise TeacherError(f"the device {wanted!r} cannot be used here: {str(e).splitlines()[0]}") from None
 
 
 def _logits_of(output: Any, name: str) -> torch.Tensor:

@@ -28,10 +28,10 @@ def wrap(made: Any, name: str, options: Options, spec: Any = None) -> Teacher:
 
 
 class CallableTeacher:
-    """``f(pixels)`` → logits ``(B, C)``, or a mapping of names to arrays. It normalises by itself.
+    """``f(pixels)``, numpy uint8 ``(B, H, W, 3)`` RGB → logits ``(B, C)``, or a mapping of names to arrays.
 
-    The callable may carry ``input_spec``, ``classes`` and ``weights_digest`` (64 hex digits): without the last,
-    nothing notices that it changed between two runs.
+    It normalises by itself. It may carry ``input_spec``, ``classes`` and ``weights_digest`` (64 hex digits). Without
+    the last, its answer to a picture of noise is what tells one from another.
     """
 
     def __init__(self, function: Any, name: str, options: Options, spec: Any = None):
@@ -39,16 +39,27 @@ class CallableTeacher:
             raise TeacherError(
                 f"the teacher {name} is a plain callable: it cannot be given weights, let it load them"
             )
+        if options.mean not in (None, (0, 0, 0)) or options.std not in (None, (1, 1, 1)):
+            raise TeacherError(
+                f"the teacher {name} is a plain callable: it is given uint8 pixels and normalises by itself"
+            )
         if options.precision not in PRECISIONS:
             raise SpecError(f"precision {options.precision!r}{nearest(options.precision, PRECISIONS)}")
         self._function, self._name, self._options = function, name, options
+        self.probed = getattr(function, "weights_digest", None) is None
         found = spec or getattr(function, "input_spec", None) or {}
         # It normalises by itself, so only the size must be known.
         self.input_spec: InputSpec = input_spec(options, {"mean": (0, 0, 0), "std": (1, 1, 1), **found}, name)
         self.classes = getattr(function, "classes", None)
 
     def __call__(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
-        answer = self._function(pixels)
+        try:
+            answer = self._function(pixels)
+        except (TypeError, AttributeError) as e:
+            raise TeacherError(
+                f"the teacher {self._name} failed on a uint8 array of shape {pixels.shape}, which is what a plain "
+                f"callable is given: {e}"
+            ) from e
         named = dict(answer) if hasattr(answer, "keys") else {"logits": answer}
         return {k: np.asarray(v, np.float32) for k, v in named.items()}
 

@@ -169,3 +169,11 @@ def test_another_run_is_named_by_its_field(tmp_path):
         checkpoint.require_same(STATE, {**STATE.config, "lr": 0.2}, STATE.cache, tmp_path)
     with pytest.raises(MismatchError, match="cache="):
         checkpoint.require_same(STATE, STATE.config, "d" * 64, tmp_path)
+
+
+def test_a_run_does_not_move_into_a_folder_that_holds_something_else(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(MismatchError, match="something else"):
+        checkpoint.read(Store(tmp_path))
+    with pytest.raises(MismatchError, match="is a file"):
+        checkpoint.read(Store(tmp_path / "notes.txt"))

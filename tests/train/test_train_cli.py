@@ -63,7 +63,7 @@ def test_a_live_teacher(arguments, capsys, tmp_path):
         (["--set", "val_split=dev"], 1, "no split 'dev'"),
         (["--split", "dev"], 1, "no split 'dev'"),
         (["--split", "test"], 3, "ids are not in"),
-        (["--cache", "nowhere"], 2, "is no cache"),
+        (["--cache", "nowhere"], 1, "is no cache"),
         (["--source", "nowhere"], 1, "nowhere"),
         (["--weights", "w.safetensors"], 1, "set teacher too"),
         (["--colour"], 1, "--colour"),

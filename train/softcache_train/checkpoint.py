@@ -79,6 +79,7 @@ def read(store: Store) -> Checkpoint | None:
     version wrote it.
     """
     if not store.exists(NAME):
+        _require_room(store)
         return None
     try:
         raw = json.loads(store.get(NAME, limit=MAX_JSON))
@@ -90,6 +91,17 @@ def read(store: Store) -> Checkpoint | None:
         return Checkpoint(**raw)
     except (ValueError, TypeError, KeyError) as e:
         raise DamageError(f"{store.path(NAME)} is not a checkpoint: {e}") from e
+
+
+def _require_room(store: Store) -> None:
+    """A run's folder is its own: nothing but what an unfinished first checkpoint left may be in it."""
+    if store.root.exists() and not store.root.is_dir():
+        raise MismatchError(f"{store.root} is a file: give a folder for the run with -o")
+    foreign = [n for n in store.names() if not n.startswith(("model-", "optimizer-"))]
+    if foreign:
+        raise MismatchError(
+            f"{store.root} holds something else, for example {foreign[0]!r}: give an empty or a new folder with -o"
+        )
 
 
 def restore(

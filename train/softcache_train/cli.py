@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import NoReturn
 
 from softcache.errors import SoftcacheError, SpecError
@@ -34,6 +35,7 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status: 0 good, 1 usage, 2 damage, 3 mismatch, 130 Ctrl-C."""
     argv = sys.argv[1:] if argv is None else list(argv)
+    sys.path.append(str(Path.cwd()))  # so that package.module:factory finds your own code
     try:
         if argv[:1] == ["demo"]:
             from softcache_train import demo

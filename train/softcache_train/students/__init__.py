@@ -42,7 +42,10 @@ def make(name: str, num_classes: int) -> nn.Module:
         factory = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError, ValueError) as e:
         raise SpecError(f"cannot load the student {name!r}: {e}") from e
-    model = factory(num_classes=num_classes)
+    try:
+        model = factory(num_classes=num_classes)
+    except Exception as e:  # other people's code raises all kinds
+        raise SpecError(f"the student {name!r}, called with num_classes={num_classes}, failed: {e}") from e
     if not isinstance(model, nn.Module):
         raise SpecError(f"the student {name!r} made a {type(model).__name__}, not a torch module")
     return model
