@@ -169,4 +169,4 @@ def test_a_command_that_stops_is_named_with_its_exit_code(capfd):
     with pytest.raises(demo.CommandFailed, match="softcache verify stopped") as failed:
         demo.softcache("verify", "no/such/cache")
     assert failed.value.exit_code == 1
-    assert "$ softcache verify no/such/cache" in capfd.readouterr().err.replace(str(Path.cwd()), "")
+    assert "softcache verify no/such/cache\n" in capfd.readouterr().err
