@@ -6,6 +6,7 @@ import platform
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -67,19 +68,16 @@ def prepare(
     """
     classes = None if ignore_labels else source.classes
     labels = np.full(len(source), -1) if ignore_labels else source.labels
+    identity = partial(_identity, source, classes, labels, teacher, recipe, views)
     stored = _stored(store)
     said = None if stored is not None and stored.teacher.answer is None else teacher(_noise(teacher))
     if stored is None:
         targets = _resolve(said or {}, asked)
         _check_classes(classes, targets)
         answer = _sketch(said, asked) if teacher.probed else None
-        stored = _begin(
-            store,
-            source,
-            _identity(source, classes, labels, teacher, answer, recipe, targets, views, block_rows),
-        )
+        stored = _begin(store, source, identity(targets, answer, block_rows))
     answer = _same_answer(stored.teacher.answer, None if said is None else _sketch(said, asked))
-    wanted = _wanted(stored, source, classes, labels, teacher, answer, recipe, asked, views, block_rows)
+    wanted = identity(_as_stored(stored, asked), answer, block_rows or stored.grid.block_rows)
     if stored.digest != wanted.digest:
         raise _refusal(store, stored, wanted)
     grid, targets = stored.make_grid(), stored.make_targets()
@@ -179,10 +177,10 @@ def _identity(
     classes: tuple[str, ...] | None,
     labels: np.ndarray,
     teacher: Teacher,
-    answer: list[float] | None,
     recipe: Recipe,
-    targets: dict[str, Target],
     views: int,
+    targets: dict[str, Target],
+    answer: list[float] | None,
     block_rows: int | None,
 ) -> m.Identity:
     who = teacher.identity()
@@ -208,27 +206,13 @@ def _identity(
     )
 
 
-def _wanted(
-    stored: m.Identity,
-    source: Source,
-    classes: tuple[str, ...] | None,
-    labels: np.ndarray,
-    teacher: Teacher,
-    answer: list[float] | None,
-    recipe: Recipe,
-    asked: tuple[Request, ...],
-    views: int,
-    block_rows: int | None,
-) -> m.Identity:
-    """The identity this call asks for; shapes are the stored one's."""
+def _as_stored(stored: m.Identity, asked: tuple[Request, ...]) -> dict[str, Target]:
+    """The targets that are asked for, with the shapes they have in the build that has begun."""
     shapes = {n: tuple(t.shape) for n, t in stored.targets.items()}
     try:
-        targets = {r.name: r.resolve(shapes.get(r.name, (1,))) for r in asked}
+        return {r.name: r.resolve(shapes.get(r.name, (1,))) for r in asked}
     except SoftcacheError as e:
         raise MismatchError(f"the build that has begun has other targets: {e}") from e
-    return _identity(
-        source, classes, labels, teacher, answer, recipe, targets, views, block_rows or stored.grid.block_rows
-    )
 
 
 def _refusal(store: Store, stored: m.Identity, wanted: m.Identity) -> MismatchError:
