@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +19,16 @@ import numpy as np
 
 from softcache import cache as caches
 from softcache import manifest as m
-from softcache import measure, spec
+from softcache import measure
 from softcache.block import Block
 from softcache.cache import Cache
 from softcache.checker import FOREIGN, verify
-from softcache.codecs import Fields
-from softcache.errors import SourceError, SpecError, TeacherError, UnreadableImage
+from softcache.errors import SourceError, SpecError, UnreadableImage
 from softcache.finish import finish
 from softcache.job import Job, check_sizes, prepare
 from softcache.meter import Meter
 from softcache.recipe import Recipe, render
+from softcache.rows import Batch, Work, keep
 from softcache.source import Source, find_unreadable
 from softcache.store import Store
 from softcache.targets import requests
@@ -176,35 +175,6 @@ def _source(source: Any, split: str | None, limit: int | None, *rest: str | None
 # -- the loop ----------------------------------------------------------------------------------------------
 
 
-@dataclass
-class _Work:
-    """A claimed block on its way."""
-
-    block: Block
-    samples: np.ndarray
-    claim: ExitStack
-    rows: dict[str, list[np.ndarray]] = field(default_factory=dict)
-    invalid: list[int] = field(default_factory=list)
-    broken: bool = False
-    tally: measure.Tally = field(default_factory=measure.Tally)
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """Rendered rows ``start … start+rows-1`` of a block; ``pixels`` is padded to the full batch."""
-
-    work: _Work
-    start: int
-    rows: int
-    pixels: np.ndarray
-    geometry: np.ndarray
-    unreadable: list[int]
-
-    @property
-    def last(self) -> bool:
-        return self.start + self.rows == self.work.block.rows
-
-
 def _build_blocks(job: Job, share: float, workers: int, progress: bool, say: Callable[[str], None]) -> int:
     """Claim, compute and commit every block that has no receipt, with other builders at work or not.
 
@@ -249,7 +219,7 @@ def _pass(
             with meter.stage("teacher"):
                 answer = job.teacher(batch.pixels)
             with meter.stage("write"):
-                waiting.append(writer.submit(_keep, job, batch, answer))
+                waiting.append(writer.submit(keep, job, batch, answer))
                 while len(waiting) > _AHEAD or (waiting and waiting[0].done()):
                     meter.bytes += waiting.popleft().result()
             meter.queue = len(waiting)
@@ -266,9 +236,9 @@ def _finished(futures: deque[Future[int]]) -> Iterator[None]:
         wait(futures)
 
 
-def _ahead(futures: Iterator[Future[_Batch]], count: int) -> Iterator[Future[_Batch]]:
+def _ahead(futures: Iterator[Future[Batch]], count: int) -> Iterator[Future[Batch]]:
     """The same futures, with ``count`` of them always submitted before they are asked for."""
-    line: deque[Future[_Batch]] = deque()
+    line: deque[Future[Batch]] = deque()
     for future in futures:
         line.append(future)
         if len(line) > count:
@@ -278,19 +248,19 @@ def _ahead(futures: Iterator[Future[_Batch]], count: int) -> Iterator[Future[_Ba
 
 def _rendered(
     job: Job, todo: list[Block], readers: ThreadPoolExecutor, claims: ExitStack
-) -> Iterator[Future[_Batch]]:
+) -> Iterator[Future[Batch]]:
     """Claim block after block, and hand their batches to the readers."""
     for block in todo:
         claim = claims.enter_context(ExitStack())
         if not claim.enter_context(job.store.claim(block.name)) or job.store.exists(m.Receipt.path(block)):
             claim.close()
             continue
-        work = _Work(block, job.grid.samples_of(block), claim)
+        work = Work(block, job.grid.samples_of(block), claim)
         for start in range(0, block.rows, job.batch):
             yield readers.submit(_render, job, work, start)
 
 
-def _render(job: Job, work: _Work, start: int) -> _Batch:
+def _render(job: Job, work: Work, start: int) -> Batch:
     samples = work.samples[start : start + job.batch].tolist()
     size = job.teacher.input_spec.size
     pixels = np.zeros((job.batch, *size, 3), np.uint8)
@@ -305,10 +275,10 @@ def _render(job: Job, work: _Work, start: int) -> _Batch:
         view = job.recipe.view(job.source.ids[sample], work.block.view, image.shape[1], image.shape[0])
         pixels[row] = render(image, view, size)
         geometry[row] = view.pack()
-    return _Batch(work, start, len(samples), pixels, geometry, unreadable)
+    return Batch(work, start, len(samples), pixels, geometry, unreadable)
 
 
-def _refuse_unreadable(job: Job, batch: _Batch) -> None:
+def _refuse_unreadable(job: Job, batch: Batch) -> None:
     if not batch.unreadable:
         return
     if job.skip_corrupt:
@@ -320,100 +290,3 @@ def _refuse_unreadable(job: Job, batch: _Batch) -> None:
         f"{len(ids):,} images cannot be read: {shown}. Say --skip-corrupt to keep their rows as invalid, "
         "or mend the images and build into a new folder"
     )
-
-
-def _keep(job: Job, batch: _Batch, answer: dict[str, np.ndarray]) -> int:
-    """Encode a batch; with a block's last one, write its shards and its receipt. Returns the bytes written."""
-    work = batch.work
-    if work.broken:  # an earlier batch of this block failed: it must not be committed without it
-        return 0
-    try:
-        _encode(job, batch, answer)
-        return _commit(job, work) if batch.last else 0
-    except BaseException:
-        work.broken = True
-        raise
-    finally:
-        if batch.last:
-            work.claim.close()
-
-
-def _encode(job: Job, batch: _Batch, answer: dict[str, np.ndarray]) -> None:
-    work, rows = batch.work, batch.rows
-    samples = work.samples[batch.start : batch.start + rows]
-    valid = ~np.isin(samples, batch.unreadable)
-    work.rows.setdefault("view/geometry", []).append(batch.geometry)
-    for name, target in job.targets.items():
-        values = _checked(job, name, answer, rows, samples, valid)
-        fields = target.codec.encode(values)
-        for f, encoded in fields.items():
-            work.rows.setdefault(f"targets/{name}/{f}", []).append(encoded)
-        _measure(job, work, name, values, fields, samples, valid, first=batch.start == 0)
-
-
-def _checked(
-    job: Job, name: str, answer: dict[str, np.ndarray], rows: int, samples: np.ndarray, valid: np.ndarray
-) -> np.ndarray:
-    """The teacher's rows without the padding, finite and within the codec's reach; invalid rows are zero."""
-    target = job.targets[name]
-    if name not in answer or answer[name].shape != (job.batch, *target.shape):
-        found = answer[name].shape if name in answer else "nothing"
-        raise TeacherError(
-            f"target {name!r}: the teacher gave {found} for a batch of {job.batch} rows of {target.shape}"
-        )
-    values = answer[name][:rows]
-    if not valid.all():
-        values = np.where(valid.reshape(-1, *[1] * len(target.shape)), values, np.float32(0))
-    largest = np.abs(values).reshape(rows, -1).max(axis=1)
-    bad = np.flatnonzero(~(largest <= target.codec.limit))
-    if bad.size:
-        id, value = job.source.ids[samples[bad[0]]], largest[bad[0]]
-        what = (
-            "is not finite" if not np.isfinite(value) else f"reaches {value:.4g}, past {target.codec.limit:g}"
-        )
-        raise TeacherError(
-            f"target {name!r} of the image {id!r} {what}: {target.spec!r} cannot hold it. "
-            "Is the precision too low, or the normalisation wrong?"
-        )
-    return values
-
-
-def _measure(
-    job: Job,
-    work: _Work,
-    name: str,
-    values: np.ndarray,
-    fields: Fields,
-    samples: np.ndarray,
-    valid: np.ndarray,
-    first: bool,
-) -> None:
-    """Top-1 of what is kept on every row; fidelity on the first few of each block (it costs a decode)."""
-    target = job.targets[name]
-    if name == "logits":
-        kept = target.codec.decode(fields, target.shape)
-        work.tally.count(values, kept, np.where(valid, job.labels[samples], -1))
-    if first:
-        few = np.flatnonzero(valid)[: measure.ROWS]
-        kept = target.codec.decode({f: encoded[few] for f, encoded in fields.items()}, target.shape)
-        work.tally.add(name, target.kind, values[few], kept)
-
-
-def _commit(job: Job, work: _Work) -> int:
-    """Shards first, the receipt last."""
-    entries, written = [], 0
-    for array in job.arrays:
-        data = array.encode(np.concatenate(work.rows[array.path]))
-        job.store.put(array.file(work.block.view, work.block.index), data)
-        entries.append(m.Entry(sha256=spec.digest(data), bytes=len(data)))
-        written += len(data)
-    receipt = m.Receipt(
-        block=(work.block.view, work.block.index),
-        identity=job.identity.digest,
-        rows=work.block.rows,
-        files=entries,
-        invalid=sorted(work.invalid),
-        **vars(work.tally),
-    )
-    job.store.put(m.Receipt.path(work.block), receipt.signed().to_bytes())
-    return written

@@ -92,7 +92,7 @@ def bench_build(data: Path, rounds: int) -> None:
                     if keep:
                         builder._pass(made, blocks, readers, writer, meter)
                     else:
-                        with mock.patch.object(builder, "_keep", lambda *_: 0):
+                        with mock.patch.object(builder, "keep", lambda *_: 0):
                             builder._pass(made, blocks, readers, writer, meter)
                     return len(source) / (time.perf_counter() - start)
 

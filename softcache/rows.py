@@ -1,0 +1,141 @@
+"""A block on its way: its batches are encoded and measured, then its shards are written, and its receipt, last."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from softcache import manifest as m
+from softcache import measure, spec
+from softcache.block import Block
+from softcache.codecs import Fields
+from softcache.errors import TeacherError
+from softcache.job import Job
+
+
+@dataclass
+class Work:
+    """A claimed block on its way."""
+
+    block: Block
+    samples: np.ndarray
+    claim: ExitStack
+    rows: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    invalid: list[int] = field(default_factory=list)
+    broken: bool = False
+    tally: measure.Tally = field(default_factory=measure.Tally)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rendered rows ``start … start+rows-1`` of a block; ``pixels`` is padded to the full batch."""
+
+    work: Work
+    start: int
+    rows: int
+    pixels: np.ndarray
+    geometry: np.ndarray
+    unreadable: list[int]
+
+    @property
+    def last(self) -> bool:
+        return self.start + self.rows == self.work.block.rows
+
+
+def keep(job: Job, batch: Batch, answer: dict[str, np.ndarray]) -> int:
+    """Encode a batch; with a block's last one, write its shards and its receipt. Returns the bytes written."""
+    work = batch.work
+    if work.broken:  # an earlier batch of this block failed: it must not be committed without it
+        return 0
+    try:
+        _encode(job, batch, answer)
+        return _commit(job, work) if batch.last else 0
+    except BaseException:
+        work.broken = True
+        raise
+    finally:
+        if batch.last:
+            work.claim.close()
+
+
+def _encode(job: Job, batch: Batch, answer: dict[str, np.ndarray]) -> None:
+    work, rows = batch.work, batch.rows
+    samples = work.samples[batch.start : batch.start + rows]
+    valid = ~np.isin(samples, batch.unreadable)
+    work.rows.setdefault("view/geometry", []).append(batch.geometry)
+    for name, target in job.targets.items():
+        values = _checked(job, name, answer, rows, samples, valid)
+        fields = target.codec.encode(values)
+        for f, encoded in fields.items():
+            work.rows.setdefault(f"targets/{name}/{f}", []).append(encoded)
+        _measure(job, work, name, values, fields, samples, valid, first=batch.start == 0)
+
+
+def _checked(
+    job: Job, name: str, answer: dict[str, np.ndarray], rows: int, samples: np.ndarray, valid: np.ndarray
+) -> np.ndarray:
+    """The teacher's rows without the padding, finite and within the codec's reach; invalid rows are zero."""
+    target = job.targets[name]
+    if name not in answer or answer[name].shape != (job.batch, *target.shape):
+        found = answer[name].shape if name in answer else "nothing"
+        raise TeacherError(
+            f"target {name!r}: the teacher gave {found} for a batch of {job.batch} rows of {target.shape}"
+        )
+    values = answer[name][:rows]
+    if not valid.all():
+        values = np.where(valid.reshape(-1, *[1] * len(target.shape)), values, np.float32(0))
+    largest = np.abs(values).reshape(rows, -1).max(axis=1)
+    bad = np.flatnonzero(~(largest <= target.codec.limit))
+    if bad.size:
+        id, value = job.source.ids[samples[bad[0]]], largest[bad[0]]
+        what = (
+            "is not finite" if not np.isfinite(value) else f"reaches {value:.4g}, past {target.codec.limit:g}"
+        )
+        raise TeacherError(
+            f"target {name!r} of the image {id!r} {what}: {target.spec!r} cannot hold it. "
+            "Is the precision too low, or the normalisation wrong?"
+        )
+    return values
+
+
+def _measure(
+    job: Job,
+    work: Work,
+    name: str,
+    values: np.ndarray,
+    fields: Fields,
+    samples: np.ndarray,
+    valid: np.ndarray,
+    first: bool,
+) -> None:
+    """Top-1 of what is kept on every row; fidelity on the first few of each block (it costs a decode)."""
+    target = job.targets[name]
+    if name == "logits":
+        kept = target.codec.decode(fields, target.shape)
+        work.tally.count(values, kept, np.where(valid, job.labels[samples], -1))
+    if first:
+        few = np.flatnonzero(valid)[: measure.ROWS]
+        kept = target.codec.decode({f: encoded[few] for f, encoded in fields.items()}, target.shape)
+        work.tally.add(name, target.kind, values[few], kept)
+
+
+def _commit(job: Job, work: Work) -> int:
+    """Shards first, the receipt last."""
+    entries, written = [], 0
+    for array in job.arrays:
+        data = array.encode(np.concatenate(work.rows[array.path]))
+        job.store.put(array.file(work.block.view, work.block.index), data)
+        entries.append(m.Entry(sha256=spec.digest(data), bytes=len(data)))
+        written += len(data)
+    receipt = m.Receipt(
+        block=(work.block.view, work.block.index),
+        identity=job.identity.digest,
+        rows=work.block.rows,
+        files=entries,
+        invalid=sorted(work.invalid),
+        **vars(work.tally),
+    )
+    job.store.put(m.Receipt.path(work.block), receipt.signed().to_bytes())
+    return written
