@@ -9,10 +9,18 @@ from __future__ import annotations
 import json
 from functools import cached_property
 from math import prod
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from softcache import spec
 from softcache.block import Block, Grid
@@ -21,7 +29,7 @@ from softcache.targets import NAME, Target
 from softcache.zarrfile import Array
 
 MANIFEST, TABLE, IDENTITY = "softcache.json", "files.bin", "receipts/identity.json"
-VERSION = (1, 0)
+VERSION = (1, 1)
 MAX_JSON = 8 << 20
 VIEW_FIELDS = 7
 _MOST_VALUES = 1 << 28  # of a row: what a manifest can make a reader allocate
@@ -36,6 +44,13 @@ Model = TypeVar("Model", bound="_Model")
 
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    ADDED: ClassVar[frozenset[str]] = frozenset()  # since 1.0: not written where they have their default
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        default = type(self).model_fields
+        found = handler(self)
+        return {k: v for k, v in found.items() if k not in self.ADDED or v != default[k].get_default()}
 
     def to_bytes(self) -> bytes:
         return spec.canonical_json(self.model_dump(mode="json"))
