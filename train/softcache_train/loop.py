@@ -26,6 +26,7 @@ from softcache_train.config import Config
 from softcache_train.loader import Loader
 from softcache_train.objectives import cross_entropy, kd
 from softcache_train.progress import Progress
+from softcache_train.ranks import Ranks
 from softcache_train.targets import CacheTargets, TargetSource
 
 
@@ -66,116 +67,127 @@ def train(config: Config, cache: Cache, source: Source, *, val_source: Source | 
         KeyboardInterrupt: Ctrl-C, once the step is done and a checkpoint written.
     """
     with ranks.join() as team, _interrupts() as interrupted:
-        device, num_classes = team.device, _num_classes(config, cache)
-        torch.manual_seed(config.seed)
-        student = students.make(config.student, num_classes).to(device)
-        input_spec = cache.identity["teacher"]["input_spec"] | getattr(student, "input_spec", {})
-        pairing = canary.pair(cache, source, every=config.check_source)
-        divided = validation.split(cache, source, pairing, val_source, config.val_limit)
-        loader = Loader(
-            cache,
-            source,
-            global_batch=config.global_batch,
-            seed=config.seed,
-            input_spec=input_spec,
-            workers=config.workers,
-            rank=team.rank,
-            world=team.world,
-            target_source=_target_source(config, cache, device),
-            samples=divided.train,
-            pairing=pairing,
+        return _train(team, interrupted, config, cache, source, val_source)
+
+
+def _train(
+    team: Ranks,
+    interrupted: threading.Event,
+    config: Config,
+    cache: Cache,
+    source: Source,
+    val_source: Source | None,
+) -> Result:
+    device, num_classes = team.device, _num_classes(config, cache)
+    torch.manual_seed(config.seed)
+    student = students.make(config.student, num_classes).to(device)
+    input_spec = cache.identity["teacher"]["input_spec"] | getattr(student, "input_spec", {})
+    pairing = canary.pair(cache, source, every=config.check_source)
+    divided = validation.split(cache, source, pairing, val_source, config.val_limit)
+    loader = Loader(
+        cache,
+        source,
+        global_batch=config.global_batch,
+        seed=config.seed,
+        input_spec=input_spec,
+        workers=config.workers,
+        rank=team.rank,
+        world=team.world,
+        target_source=_target_source(config, cache, device),
+        samples=divided.train,
+        pairing=pairing,
+    )
+    _check_labels(config, loader, num_classes)
+    held_out = validation.load(cache, source, divided, loader.size)
+    optimizer = _optimizer(config, student)
+    amp = _autocast_dtype(config, device)
+    scaler = torch.amp.GradScaler(device.type, enabled=amp is torch.float16)
+
+    store = Store(config.out or _default_out(config, cache))
+    state = checkpoint.read(store)
+    if state is None:
+        state = Checkpoint(config.identity(), cache.digest, num_classes, input_spec)
+    else:
+        checkpoint.require_same(state, config.identity(), cache.digest, store.root)
+        checkpoint.restore(store, state, student, optimizer)
+        scaler.load_state_dict(state.scaler)
+    loader.epoch, loader.step = state.epoch, state.step
+    totals = torch.tensor(state.totals, dtype=torch.float64, device=device)  # of CE and KD
+    totals *= team.rank == 0  # what was summed before is counted once
+    model = team.parallel(student)
+
+    progress = Progress(config.epochs, len(loader), config.global_batch, shown=team.rank == 0)
+    progress.say(pairing.message)
+    progress.say(held_out.message)
+    if state.files:
+        progress.say(f"{store.root} holds {state.epoch} epochs and {state.step} steps: going on")
+    for epoch in range(state.epoch, config.epochs):
+        progress.begin(epoch)
+        for batch in loader:
+            torch.manual_seed(hash64("step", config.seed, epoch, loader.step, team.rank))
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(config, epoch * len(loader) + loader.step - 1, len(loader))
+
+            batch = batch.to(device)
+            with torch.autocast(device.type, amp, enabled=amp is not None):
+                logits = model(batch.images)
+                ce = cross_entropy(logits, batch.labels)
+                soft = kd(logits, batch[config.target], config.T) if config.alpha else 0 * ce
+                loss = (1 - config.alpha) * ce + config.alpha * soft
+
+            share = len(batch) / config.global_batch
+            optimizer.zero_grad()
+            scaler.scale(loss * share * team.world).backward()  # ranks average: weigh by rows
+            scaler.step(optimizer)
+            scaler.update()
+            totals += torch.stack([ce, soft]).detach() * share
+            progress.step(loader.step)
+
+            stop = team.any(interrupted.is_set())
+            if stop or loader.step % (config.checkpoint_every or len(loader) + 1) == 0:
+                state = replace(
+                    state,
+                    epoch=epoch,
+                    step=loader.step,
+                    totals=_finite(team.sum(totals), epoch),
+                    scaler=scaler.state_dict(),
+                )
+                if team.rank == 0:
+                    checkpoint.save(store, state, student, optimizer)
+            if stop:
+                progress.say(f"stopped in epoch {epoch + 1} after step {loader.step}")
+                raise KeyboardInterrupt
+
+        ce, soft = (total / len(loader) for total in _finite(team.sum(totals), epoch))
+        entry = {
+            "epoch": epoch + 1,
+            "loss": (1 - config.alpha) * ce + config.alpha * soft,
+            "ce": ce,
+            "kd": soft,
+            **progress.rates(),
+            "top1": validation.accuracy(student, held_out, input_spec, device),
+        }
+        progress.end(entry)
+        totals.zero_()
+        state = replace(
+            state,
+            epoch=epoch + 1,
+            step=0,
+            totals=totals.tolist(),
+            history=[*state.history, entry],
+            scaler=scaler.state_dict(),
         )
-        _check_labels(config, loader, num_classes)
-        held_out = validation.load(cache, source, divided, loader.size)
-        optimizer = _optimizer(config, student)
-        amp = _autocast_dtype(config, device)
-        scaler = torch.amp.GradScaler(device.type, enabled=amp is torch.float16)
+        if team.rank == 0:
+            checkpoint.save(store, state, student, optimizer)
 
-        store = Store(config.out or _default_out(config, cache))
-        state = checkpoint.read(store)
-        if state is None:
-            state = Checkpoint(config.identity(), cache.digest, num_classes, input_spec)
-        else:
-            checkpoint.require_same(state, config.identity(), cache.digest, store.root)
-            checkpoint.restore(store, state, student, optimizer)
-            scaler.load_state_dict(state.scaler)
-        loader.epoch, loader.step = state.epoch, state.step
-        totals = torch.tensor(state.totals, dtype=torch.float64, device=device)  # of CE and KD
-        totals *= team.rank == 0  # what was summed before is counted once
-        model = team.parallel(student)
-
-        progress = Progress(config.epochs, len(loader), config.global_batch, shown=team.rank == 0)
-        progress.say(pairing.message)
-        progress.say(held_out.message)
-        if state.files:
-            progress.say(f"{store.root} holds {state.epoch} epochs and {state.step} steps: going on")
-        for epoch in range(state.epoch, config.epochs):
-            progress.begin(epoch)
-            for batch in loader:
-                torch.manual_seed(hash64("step", config.seed, epoch, loader.step, team.rank))
-                for group in optimizer.param_groups:
-                    group["lr"] = learning_rate(config, epoch * len(loader) + loader.step - 1, len(loader))
-
-                batch = batch.to(device)
-                with torch.autocast(device.type, amp, enabled=amp is not None):
-                    logits = model(batch.images)
-                    ce = cross_entropy(logits, batch.labels)
-                    soft = kd(logits, batch[config.target], config.T) if config.alpha else 0 * ce
-                    loss = (1 - config.alpha) * ce + config.alpha * soft
-
-                share = len(batch) / config.global_batch
-                optimizer.zero_grad()
-                scaler.scale(loss * share * team.world).backward()  # ranks average: weigh by rows
-                scaler.step(optimizer)
-                scaler.update()
-                totals += torch.stack([ce, soft]).detach() * share
-                progress.step(loader.step)
-
-                stop = team.any(interrupted.is_set())
-                if stop or loader.step % (config.checkpoint_every or len(loader) + 1) == 0:
-                    state = replace(
-                        state,
-                        epoch=epoch,
-                        step=loader.step,
-                        totals=_finite(team.sum(totals), epoch),
-                        scaler=scaler.state_dict(),
-                    )
-                    if team.rank == 0:
-                        checkpoint.save(store, state, student, optimizer)
-                if stop:
-                    progress.say(f"stopped in epoch {epoch + 1} after step {loader.step}")
-                    raise KeyboardInterrupt
-
-            ce, soft = (total / len(loader) for total in _finite(team.sum(totals), epoch))
-            entry = {
-                "epoch": epoch + 1,
-                "loss": (1 - config.alpha) * ce + config.alpha * soft,
-                "ce": ce,
-                "kd": soft,
-                **progress.rates(),
-                "top1": validation.accuracy(student, held_out, input_spec, device),
-            }
-            progress.end(entry)
-            totals.zero_()
-            state = replace(
-                state,
-                epoch=epoch + 1,
-                step=0,
-                totals=totals.tolist(),
-                history=[*state.history, entry],
-                scaler=scaler.state_dict(),
-            )
-            if team.rank == 0:
-                checkpoint.save(store, state, student, optimizer)
-
-        return Result(
-            out=str(store.root),
-            model=str(store.path(checkpoint.file_name("model", state.epoch, state.step))),
-            epochs=state.epoch,
-            top1=state.history[-1]["top1"],
-            step_ms=_median(state, "step_ms"),
-            images_per_second=_median(state, "images_per_second"),
-        )
+    return Result(
+        out=str(store.root),
+        model=str(store.path(checkpoint.file_name("model", state.epoch, state.step))),
+        epochs=state.epoch,
+        top1=state.history[-1]["top1"],
+        step_ms=_median(state, "step_ms"),
+        images_per_second=_median(state, "images_per_second"),
+    )
 
 
 def learning_rate(config: Config, step: int, steps: int) -> float:

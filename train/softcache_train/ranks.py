@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,7 +43,11 @@ class Ranks:
 
 @contextmanager
 def join() -> Iterator[Ranks]:
-    """Take the place that torchrun's environment gives; alone without it."""
+    """Take the place that torchrun's environment gives; alone without it.
+
+    Keep what lives on the ranks in the locals of a function called inside: a model or a tensor that still
+    holds the group when the process ends aborts it, now and then, though all its work is done.
+    """
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
@@ -53,5 +59,9 @@ def join() -> Iterator[Ranks]:
     dist.init_process_group("nccl" if cuda else "gloo")
     try:
         yield Ranks(rank, world, device)
+    except BaseException as e:
+        traceback.clear_frames(e.__traceback__)
+        raise
     finally:
+        gc.collect()
         dist.destroy_process_group()
