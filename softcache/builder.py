@@ -32,7 +32,8 @@ from softcache.rows import Batch, Work, keep
 from softcache.source import Source, find_unreadable
 from softcache.store import Store
 from softcache.targets import requests
-from softcache.teachers import Options, load
+from softcache.teachers import Options
+from softcache.teachers.ensemble import assemble
 
 _AHEAD = 4  # batches rendered ahead, and batches that may wait to be written
 
@@ -41,7 +42,7 @@ def build(
     out: str | Path | Store,
     *,
     source: Any,
-    teacher: str | Callable[..., Any],
+    teacher: str | Callable[..., Any] | Sequence[str | Callable[..., Any]],
     recipe: str = "identity",
     targets: Mapping[str, str] | Sequence[str] = ("logits=full(f16)",),
     views: int = 1,
@@ -51,7 +52,7 @@ def build(
     layout: str | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
-    weights: str | Path | None = None,
+    weights: str | Path | Sequence[str | Path | None] | None = None,
     allow_pickle: bool = False,
     precision: str = "fp32",
     device: str | None = None,
@@ -59,6 +60,7 @@ def build(
     mean: tuple[float, float, float] | None = None,
     std: tuple[float, float, float] | None = None,
     color: str | None = None,
+    flip_tta: bool = False,
     batch: int = 64,
     block_rows: int | None = None,
     skip_corrupt: bool = False,
@@ -73,14 +75,16 @@ def build(
     Args:
         out: the cache's folder.
         source: a path (Parquet, ImageFolder), a map-style dataset, or a :class:`~softcache.Source`.
-        teacher: ``torchvision:NAME``, ``timm:NAME``, ``package.module:factory``, a module or any callable.
+        teacher: ``torchvision:NAME``, ``timm:NAME``, ``package.module:factory``, a module or any callable; or a
+            list of those, which run as one: see :mod:`softcache.teachers.ensemble`.
         recipe: how views are made, e.g. ``"crop(32, pad=4)|flip"``.
         targets: what to keep: ``{"logits": "full(u8)", "layer3": "int8"}``; a name other than ``logits`` is a module.
         views: views of each image. seed: keys the views and the order on disk.
         split, limit, layout, image_column, label_column: see :class:`~softcache.Source`.
-        weights: the teacher's weights, safetensors (or a pickle, with ``allow_pickle``).
+        weights: the teacher's weights, safetensors (or a pickle, with ``allow_pickle``); of several, a list.
         precision: ``fp32``, ``bf16`` or ``fp16``. device: a torch device; CUDA where there is one.
         input_size, mean, std, color: what the teacher wants to see, where it does not say so itself.
+        flip_tta: logits are the mean over an image and its mirror image.
         batch: rows a teacher's batch. block_rows: rows a block; about 64 MiB by default.
         skip_corrupt: keep rows of unreadable images as invalid, instead of refusing.
         ignore_labels: the source's labels are not the teacher's classes; keep neither.
@@ -103,7 +107,6 @@ def build(
     check_sizes(samples, views)
     size = (input_size, input_size) if isinstance(input_size, int) else input_size
     options = Options(
-        weights=None if weights is None else Path(weights),
         allow_pickle=allow_pickle,
         taps=tuple(r.name for r in asked if r.name != "logits"),
         precision=precision,
@@ -113,13 +116,13 @@ def build(
         mean=mean,
         std=std,
         color=color,
+        flip_tta=flip_tta,
     )
     say: Callable[[str], None] = _say if progress else _silent
     say(samples.describe())
     store = out if isinstance(out, Store) else Store(out)
-    job = prepare(
-        store, samples, load(teacher, options), made, asked, views, block_rows, skip_corrupt, ignore_labels
-    )
+    who = assemble(teacher, weights, options)
+    job = prepare(store, samples, who, made, asked, views, block_rows, skip_corrupt, ignore_labels)
     rows = 0
     _reopen(job, say)
     if not store.exists(m.MANIFEST):

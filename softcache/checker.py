@@ -141,10 +141,10 @@ def verify_live(
     """
     pairing = canary.pair(cache, source)
     ours, theirs = cache.identity["teacher"], teacher.identity().model_dump(mode="json")
-    for key in ("weights", "input_spec"):
-        if ours[key] != theirs[key]:
+    for key in ("members", "weights", "input_spec", "flip_tta"):
+        if ours.get(key) != theirs.get(key):
             raise MismatchError(
-                f"the teacher is not the one of the cache: its {key} is {theirs[key]} and was {ours[key]}"
+                f"the teacher is not the one of the cache: its {key} is {theirs.get(key)} and was {ours.get(key)}"
             )
     chosen = _choose(cache, rows)
     pixels = _pixels(cache, source, pairing.index, chosen, teacher.input_spec.size)

@@ -35,8 +35,11 @@ BUILD_FLAGS: dict[str, tuple[str | None, str]] = {
     "layout": ("NAME", "parquet or imagefolder, where it is not recognised rightly"),
     "image_column": ("NAME", "the column of a Parquet source that holds the images"),
     "label_column": ("NAME", "and the one that holds the labels"),
-    "teacher": ("SPEC", "torchvision:NAME, timm:NAME or package.module:factory"),
-    "weights": ("FILE", "the teacher's weights, .safetensors"),
+    "teacher": (
+        "SPEC",
+        "torchvision:NAME, timm:NAME or package.module:factory; said several times, they run as one",
+    ),
+    "weights": ("FILE", "the teacher's weights, .safetensors; once for each of several teachers"),
     "allow_pickle": (None, "allow --weights to be a pickle (recorded in the cache)"),
     "recipe": (
         "SPEC",
@@ -54,6 +57,7 @@ BUILD_FLAGS: dict[str, tuple[str | None, str]] = {
     "mean": ("R,G,B", "its normalisation, of values 0…1"),
     "std": ("R,G,B", "likewise"),
     "color": ("ORDER", "its channel order, RGB or BGR"),
+    "flip_tta": (None, "logits are the mean over an image and its mirror image"),
     "batch": ("N", "rows a teacher's batch (part of the cache's identity)"),
     "block_rows": ("N", "rows a block; about 64 MiB by default"),
     "skip_corrupt": (None, "keep the rows of unreadable images as invalid, instead of refusing"),
@@ -63,6 +67,9 @@ BUILD_FLAGS: dict[str, tuple[str | None, str]] = {
     "workers": ("N", "threads that decode and render"),
     "progress": (None, "the live line (--no-progress: silent)"),
 }
+
+
+_REPEATED = ("targets", "teacher", "weights")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -149,7 +156,7 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
 def _add_flag(parser: argparse.ArgumentParser, name: str, default: Any) -> None:
     metavar, help = BUILD_FLAGS[name]
     flag = "--target" if name == "targets" else "--" + name.replace("_", "-")
-    if name == "targets":
+    if name in _REPEATED:
         parser.add_argument(flag, dest=name, action="append", metavar=metavar, help=help, default=default)
     elif metavar is None:
         action = argparse.BooleanOptionalAction if name == "progress" else "store_true"
@@ -290,6 +297,10 @@ def _shown(found: dict[str, Any]) -> list[str]:
         f"  teacher  {teacher['name']} at {size}, {teacher['precision']} on {teacher['processor']}",
         f"           weights {teacher['weights'] or 'unknown'} ({teacher['weights_format'] or 'not from a file'})",
     ]
+    for number, member in enumerate(teacher.get("members", ())):
+        lines.append(f"           {number}: {member['name']}, weights {member['weights'] or 'unknown'}")
+    if teacher.get("flip_tta"):
+        lines.append("           the mean over each image and its mirror image")
     report = found.get("report", {})
     for name, target in identity["targets"].items():
         bytes_ = report.get("bytes_per_row", {}).get(name)
@@ -340,7 +351,8 @@ def _verify(arguments: argparse.Namespace) -> int:
 def _verify_live(arguments: argparse.Namespace, cache: Any) -> int:
     from softcache.checker import verify_live
     from softcache.source import Source
-    from softcache.teachers import Options, load
+    from softcache.teachers import Options
+    from softcache.teachers.ensemble import assemble
 
     for name in ("source", "teacher"):
         if getattr(arguments, name) is None:
@@ -353,9 +365,8 @@ def _verify_live(arguments: argparse.Namespace, cache: Any) -> int:
         k: getattr(arguments, k) for k in ("allow_pickle", "device", "input_size", "mean", "std", "color")
     }
     taps = tuple(t for t in cache.targets if t != "logits")
-    weights = Path(arguments.weights) if arguments.weights else None
-    options = Options.like(cache.identity["teacher"], weights=weights, taps=taps, **said)
-    teacher = load(arguments.teacher, options)
+    options = Options.like(cache.identity["teacher"], taps=taps, **said)
+    teacher = assemble(arguments.teacher, arguments.weights, options)
     found = verify_live(cache, source, teacher, arguments.live)
     if arguments.json:
         print(json.dumps(found, indent=2))

@@ -20,7 +20,7 @@ from softcache.errors import MismatchError, SoftcacheError, SourceError, Teacher
 from softcache.recipe import Recipe
 from softcache.source import Source, digest_labels
 from softcache.store import Store
-from softcache.targets import Request, Target
+from softcache.targets import Request, Target, is_logits
 from softcache.teachers import Teacher
 from softcache.zarrfile import Array
 
@@ -162,10 +162,8 @@ def _resolve(said: Mapping[str, np.ndarray], asked: tuple[Request, ...]) -> dict
 
 
 def _check_classes(classes: tuple[str, ...] | None, targets: dict[str, Target]) -> None:
-    if classes is None or "logits" not in targets:
-        return
-    answered = targets["logits"].shape[0]
-    if answered != len(classes):
+    answered = next((t.shape[0] for n, t in targets.items() if is_logits(n)), None)
+    if classes is not None and answered not in (None, len(classes)):
         raise MismatchError(
             f"the teacher answers {answered} classes and the source names {len(classes)}: its labels are not the "
             "teacher's. Is this the right teacher? If the labels do not matter, say --ignore-labels"

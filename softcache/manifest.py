@@ -86,12 +86,25 @@ class InputSpec(_Model):
     color: Literal["RGB", "BGR"] = "RGB"
 
 
+class MemberId(_Model):
+    """One of several teachers that ran as one."""
+
+    name: str
+    weights: Sha | None
+    weights_format: str | None
+    input_spec: InputSpec
+
+
 class TeacherId(_Model):
     """Who spoke. ``weights`` is a digest of names, types, shapes and values; None where there are none to hash.
 
     ``answer``: mean and standard deviation of each target's answer to one picture of noise, so that changed code does
     not pass for the same teacher; None for a callable that names its weights.
+    ``members``: those of an ensemble; its ``weights`` is a digest of theirs, its ``input_spec`` the first one's.
+    ``flip_tta``: logits are the mean over an image and its mirror image.
     """
+
+    ADDED = frozenset({"members", "flip_tta"})
 
     name: str
     weights: Sha | None
@@ -101,6 +114,8 @@ class TeacherId(_Model):
     processor: str
     batch: Annotated[int, Field(ge=1)]
     answer: list[float] | None = None
+    members: list[MemberId] | None = None
+    flip_tta: bool = False
 
 
 class TargetId(_Model):

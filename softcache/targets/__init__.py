@@ -21,7 +21,7 @@ from softcache.targets.embedding import EmbeddingKind
 from softcache.targets.feature_map import FeatureMapKind
 from softcache.targets.logits import Logits, LogitsKind
 
-__all__ = ["KINDS", "Kind", "Logits", "Request", "Target", "request", "requests"]
+__all__ = ["KINDS", "Kind", "Logits", "Request", "Target", "is_logits", "request", "requests"]
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 
@@ -61,7 +61,7 @@ class Request:
         return Target(self.name, kind, shape, self.codec.spec, self.codec.codec)
 
     def _kind_of(self, shape: tuple[int, ...]) -> str:
-        if self.name == "logits":
+        if is_logits(self.name):
             return "logits"
         for kind in ("feature_map", "embedding"):
             if KINDS[kind].accepts(shape):
@@ -114,6 +114,11 @@ class Target:
                 f"this softcache reads version {target.codec.version}"
             )
         return target
+
+
+def is_logits(name: str) -> bool:
+    """``logits``, or ``0.logits``: those of one of several teachers."""
+    return re.fullmatch(r"(\d+\.)?logits", name) is not None
 
 
 def request(text: str) -> Request:

@@ -39,17 +39,16 @@ class Options:
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
     color: str | None = None
+    flip_tta: bool = False  # see softcache.teachers.ensemble.assemble
 
     @classmethod
     def like(cls, teacher: Mapping[str, Any], **said: Any) -> Options:
         """Those a cache's teacher was built with (``cache.identity["teacher"]``), but for what is said anew."""
-        spec = teacher["input_spec"]
-        built = {
-            "precision": teacher["precision"],
-            "batch": teacher["batch"],
-            "input_size": tuple(spec["size"]),
-        }
-        built |= {"mean": tuple(spec["mean"]), "std": tuple(spec["std"]), "color": spec["color"]}
+        built = {k: teacher[k] for k in ("precision", "batch", "flip_tta") if k in teacher}
+        first, *others = (member["input_spec"] for member in teacher.get("members", [teacher]))
+        for name, key in {"input_size": "size", "mean": "mean", "std": "std", "color": "color"}.items():
+            if all(spec[key] == first[key] for spec in others):  # or else each carries its own
+                built[name] = first[key] if key == "color" else tuple(first[key])
         return cls(**built | {k: v for k, v in said.items() if v is not None})
 
 

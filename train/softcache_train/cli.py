@@ -71,8 +71,12 @@ def _parser() -> argparse.ArgumentParser:
         help="options over those of CONFIG, values as in YAML",
     )
     parser.add_argument("-o", "--out", help="the run's folder (the option out)")
-    parser.add_argument("--teacher", help="run this teacher at every step in place of the cache's targets")
-    parser.add_argument("--weights", help="the live teacher's weights, safetensors")
+    parser.add_argument(
+        "--teacher",
+        action="append",
+        help="run this teacher at every step in place of the cache's targets; repeated, several as one",
+    )
+    parser.add_argument("--weights", action="append", help="the live teachers' weights, safetensors")
     parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
     return parser
 
@@ -83,7 +87,7 @@ def _train(args: argparse.Namespace) -> int:
     from softcache_train import config as configs
     from softcache_train.loop import train
 
-    flags = {"out": args.out, "teacher": args.teacher, "weights": args.weights}
+    flags = {"out": args.out, "teacher": _one_or_all(args.teacher), "weights": _one_or_all(args.weights)}
     config = configs.load(args.config, args.set, {k: v for k, v in flags.items() if v is not None})
     cache = caches.open(args.cache)
     built = cache.identity["source"]
@@ -103,6 +107,10 @@ def _train(args: argparse.Namespace) -> int:
             print(f"{result.step_ms:.1f} ms a step, {result.images_per_second:,.0f} images/s")
         print(f"the student: {result.model}")
     return 0
+
+
+def _one_or_all(said: list[str] | None) -> str | list[str] | None:
+    return said[0] if said and len(said) == 1 else said
 
 
 if __name__ == "__main__":

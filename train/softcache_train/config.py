@@ -52,10 +52,11 @@ class Config(BaseModel):
     """The weight of KD; 0 trains from labels only, 1 from the teacher only."""
     target: str = "logits"
     """The cache's target that KD learns from."""
-    teacher: str | None = None
-    """A live teacher in place of the cache's targets, for comparison; the cache gives the views."""
-    weights: str | None = None
-    """The live teacher's weights."""
+    teacher: str | list[str] | None = None
+    """A live teacher in place of the cache's targets, for comparison; the cache gives the views. A list
+    of teachers runs as one."""
+    weights: str | list[str | None] | None = None
+    """The live teacher's weights; a list for several."""
 
     seed: NonNegativeInt = 0
     workers: NonNegativeInt = 2

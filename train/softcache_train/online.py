@@ -5,7 +5,6 @@ This file alone reaches for the teacher's side of softcache, and only when it is
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,17 +31,19 @@ class LiveTeacher:
         return {name: Dense(torch.from_numpy(said[name])) for name in self.names}
 
 
-def load(cache: Cache, teacher: str, weights: str | None, target: str, device: str) -> LiveTeacher:
-    """The teacher that ``build-cache --teacher`` would load, fed as the cache's teacher was.
+def load(
+    cache: Cache, teacher: str | list[str], weights: str | list[str] | None, target: str, device: str
+) -> LiveTeacher:
+    """The teacher, or several as one, that ``build-cache --teacher`` would load, fed as the cache's teacher was.
 
     Raises :class:`TeacherError`.
     """
-    from softcache import teachers
+    from softcache.teachers import Options
+    from softcache.teachers.ensemble import assemble
 
-    options = teachers.Options.like(
+    options = Options.like(
         cache.identity["teacher"],
-        weights=Path(weights) if weights else None,
         taps=() if target == "logits" else (target,),
         device=device,
     )
-    return LiveTeacher(teachers.load(teacher, options), (target,))
+    return LiveTeacher(assemble(teacher, weights, options), (target,))
