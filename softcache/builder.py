@@ -267,7 +267,7 @@ def _render(job: Job, work: Work, start: int) -> Batch:
     samples = work.samples[start : start + job.batch].tolist()
     size = job.teacher.input_spec.size
     pixels = np.zeros((job.batch, *size, 3), np.uint8)
-    geometry = np.zeros((len(samples), m.VIEW_FIELDS), np.int16)
+    views = m.view_rows(len(samples), job.recipe.parameters)
     unreadable = []
     for row, sample in enumerate(samples):
         try:
@@ -277,8 +277,9 @@ def _render(job: Job, work: Work, start: int) -> Batch:
             continue
         view = job.recipe.view(job.source.ids[sample], work.block.view, image.shape[1], image.shape[0])
         pixels[row] = render(image, view, size)
-        geometry[row] = view.pack()
-    return Batch(work, start, len(samples), pixels, geometry, unreadable)
+        for name, numbers in view.fields().items():
+            views[name][row] = numbers
+    return Batch(work, start, len(samples), pixels, views, unreadable)
 
 
 def _refuse_unreadable(job: Job, batch: Batch) -> None:

@@ -62,6 +62,7 @@ class Cache:
     Attributes:
         samples: number of samples. views: views of each.
         targets: name → :class:`~softcache.targets.Target`.
+        parameters: numbers kept of every view's pixel ops.
         identity: what was built, as plain JSON values.
         manifest: None while the build is unfinished.
         teacher_rows: rows that a teacher answered in the very call of ``build`` that returned this; 0 when opened.
@@ -74,7 +75,8 @@ class Cache:
         self.samples, self.views = self.grid.samples, self.grid.views
         self.teacher_rows = 0
         self.targets: dict[str, Target] = identity.make_targets()
-        self.arrays = {a.path: a for a in m.arrays(self.grid, self.targets)}
+        self.parameters = identity.recipe.parameters
+        self.arrays = {a.path: a for a in m.arrays(self.grid, self.targets, self.parameters)}
         # A finished cache has every block; one that is being built is asked before a file is touched.
         check = self._built if manifest is None else _nothing
         self.reader = Reader(store, self.grid, list(self.arrays.values()), check)
@@ -194,10 +196,13 @@ class Cache:
         """The realised views of some samples, as they were rendered for the teacher."""
         samples = _integers(samples)
         self._check(view, samples)
-        rows = self.reader.fields("view", view, self.grid.positions(samples), slab=self.complete)["geometry"]
-        if rows.size and rows[:, 2:6].min() < 1:
+        rows = self.reader.fields("view", view, self.grid.positions(samples), slab=self.complete)
+        geometry, ops = (
+            rows.get(name, np.zeros((len(samples), 0), np.int16)) for name in ("geometry", "ops")
+        )
+        if geometry.size and geometry[:, 2:6].min() < 1:
             raise DamageError(f"{self.path} holds a view of no size: rebuild the cache")
-        return [View.unpack(row) for row in rows.tolist()]
+        return list(map(View.unpack, geometry.tolist(), ops.tolist()))
 
     def _check(self, view: int, samples: np.ndarray) -> None:
         if not 0 <= view < self.views:

@@ -139,15 +139,22 @@ def _worst(cache: Cache, source: Source, index: np.ndarray) -> float:
     """The largest mean absolute difference of a canary, in levels."""
     size = tuple(cache.identity["teacher"]["input_spec"]["size"])
     pixels, geometry, samples = (cache.constant(f"canary/{n}") for n in ("pixels", "geometry", "sample"))
-    found = [(a.shape, a.dtype.name) for a in (pixels, geometry, samples)]
     n = len(samples)
-    should = [((n, *size, 3), "uint8"), ((n, View.FIELDS), "int16"), ((n,), "int64")]
+    ops = cache.constant("canary/ops") if cache.parameters else np.zeros((n, 0), np.int16)
+    found = [(a.shape, a.dtype.name) for a in (pixels, geometry, ops, samples)]
+    should = [
+        ((n, *size, 3), "uint8"),
+        ((n, View.FIELDS), "int16"),
+        ((n, cache.parameters), "int16"),
+        ((n,), "int64"),
+    ]
     if found != should or (n and not 0 <= samples.min() <= samples.max() < cache.samples):
         raise DamageError(f"the canaries of {cache.path} are not what a build writes: {found}")
     worst = 0.0
-    for sample, row, kept in zip(samples.tolist(), geometry.tolist(), pixels, strict=True):
+    views = map(View.unpack, geometry.tolist(), ops.tolist())
+    for sample, view, kept in zip(samples.tolist(), views, pixels, strict=True):
         try:
-            seen = render(source.image(int(index[sample])), View.unpack(row), size)
+            seen = render(source.image(int(index[sample])), view, size)
         except UnreadableImage as e:
             raise MismatchError(f"a canary of the cache {cache.path} cannot be rendered: {e}") from e
         worst = max(worst, float(np.abs(seen.astype(np.int16) - kept).mean()))

@@ -74,17 +74,15 @@ def _canaries(job: Job, invalid: list[int]) -> list[tuple[Array, np.ndarray]]:
         raise SourceError(f"none of the {len(invalid):,} images of {job.source.describe()} can be read")
     rows = canary.choose(job.grid.samples, job.grid.views, invalid, job.recipe.seed)
     size = job.teacher.input_spec.size
-    pixels, geometry = (
-        np.zeros((len(rows), *size, 3), np.uint8),
-        np.zeros((len(rows), m.VIEW_FIELDS), np.int16),
-    )
+    pixels, views = np.zeros((len(rows), *size, 3), np.uint8), m.view_rows(len(rows), job.recipe.parameters)
     for i, (sample, k) in enumerate(rows):
         image = job.source.image(sample)
         view: View = job.recipe.view(job.source.ids[sample], k, image.shape[1], image.shape[0])
-        pixels[i], geometry[i] = render(image, view, size), view.pack()
-    samples = np.array([s for s, _ in rows], np.int64)
-    named = {"geometry": geometry, "pixels": pixels, "sample": samples}
-    return [(m.constant(f"canary/{n}", v.shape, v.dtype.name), v) for n, v in named.items()]
+        pixels[i] = render(image, view, size)
+        for name, numbers in view.fields().items():
+            views[name][i] = numbers
+    named = views | {"pixels": pixels, "sample": np.array([s for s, _ in rows], np.int64)}
+    return [(m.constant(f"canary/{n}", v.shape, v.dtype.name), v) for n, v in named.items() if v.size]
 
 
 def metadata(arrays: list[Array], constants: Mapping[str, m.Constant]) -> dict[str, bytes]:

@@ -81,7 +81,7 @@ def prepare(
     if stored.digest != wanted.digest:
         raise _refusal(store, stored, wanted)
     grid, targets = stored.make_grid(), stored.make_targets()
-    arrays = m.arrays(grid, targets)
+    arrays = m.arrays(grid, targets, recipe.parameters)
     return Job(store, source, teacher, recipe, stored, grid, targets, arrays, labels, skip_corrupt)
 
 

@@ -25,13 +25,13 @@ from pydantic import (
 from softcache import spec
 from softcache.block import Block, Grid
 from softcache.errors import DamageError, MismatchError
+from softcache.recipe.view import MAX_PARAMETERS, View
 from softcache.targets import NAME, Target
 from softcache.zarrfile import Array
 
 MANIFEST, TABLE, IDENTITY = "softcache.json", "files.bin", "receipts/identity.json"
 VERSION = (1, 1)
 MAX_JSON = 8 << 20
-VIEW_FIELDS = 7
 _MOST_VALUES = 1 << 28  # of a row: what a manifest can make a reader allocate
 ENTRY = np.dtype([("sha256", "V32"), ("bytes", "<u8")])
 
@@ -69,12 +69,14 @@ class SourceId(_Model):
 
 
 class RecipeId(_Model):
-    """How views were drawn and rendered."""
+    """How views were drawn and rendered; ``parameters`` numbers of its pixel ops are kept of each."""
 
+    ADDED: ClassVar[frozenset[str]] = frozenset({"parameters"})
     spec: str
     seed: int
     ops: dict[str, int]
     render: dict[str, int | str]
+    parameters: Annotated[int, Field(ge=0, le=MAX_PARAMETERS)] = 0
 
 
 class InputSpec(_Model):
@@ -164,9 +166,21 @@ class Identity(_Model):
         return {n: Target.from_identity(n, t.model_dump()) for n, t in sorted(self.targets.items())}
 
 
-def arrays(grid: Grid, targets: dict[str, Target]) -> list[Array]:
-    """The arrays cut into blocks, in canonical (path) order: one a field, and the views' geometry."""
-    found = [_block_array("view/geometry", "int16", (VIEW_FIELDS,), ("parameter",), grid)]
+def view_rows(rows: int, parameters: int) -> dict[str, np.ndarray]:
+    """Room for what is stored of so many views, by the names of :meth:`~softcache.recipe.View.fields`, zeros."""
+    return {
+        "geometry": np.zeros((rows, View.FIELDS), np.int16),
+        "ops": np.zeros((rows, parameters), np.int16),
+    }
+
+
+def arrays(grid: Grid, targets: dict[str, Target], parameters: int = 0) -> list[Array]:
+    """The arrays cut into blocks, in canonical (path) order: one a field, and the views with their pixel ops."""
+    found = [
+        _block_array(f"view/{name}", rows.dtype.name, rows.shape[1:], ("parameter",), grid)
+        for name, rows in view_rows(0, parameters).items()
+        if rows.shape[1]
+    ]
     for target in targets.values():
         for field in target.fields:
             axes = tuple(f"axis_{i}" for i in range(len(field.shape)))

@@ -30,13 +30,14 @@ class Work:
 
 @dataclass(frozen=True)
 class Batch:
-    """Rendered rows ``start … start+rows-1`` of a block; ``pixels`` is padded to the full batch."""
+    """Rendered rows ``start … start+rows-1`` of a block; ``pixels`` is padded to the full batch, ``views`` are the
+    rows of the arrays below ``view/``."""
 
     work: Work
     start: int
     rows: int
     pixels: np.ndarray
-    geometry: np.ndarray
+    views: dict[str, np.ndarray]
     unreadable: list[int]
 
     @property
@@ -64,7 +65,8 @@ def _encode(job: Job, batch: Batch, answer: dict[str, np.ndarray]) -> None:
     work, rows = batch.work, batch.rows
     samples = work.samples[batch.start : batch.start + rows]
     valid = ~np.isin(samples, batch.unreadable)
-    work.rows.setdefault("view/geometry", []).append(batch.geometry)
+    for name, views in batch.views.items():
+        work.rows.setdefault(f"view/{name}", []).append(views)
     for name, target in job.targets.items():
         values = _checked(job, name, answer, rows, samples, valid)
         fields = target.codec.encode(values)

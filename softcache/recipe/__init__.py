@@ -1,7 +1,8 @@
 """Recipe: how views are made. A pure function of (seed, sample id, view number, image size).
 
 A recipe is a spec read left to right: ``crop(32, pad=4)|flip``, ``resize(256)|center_crop(224)``.
-A new op is one frozen dataclass and one line in :data:`OPS`.
+A new op is one frozen dataclass and one line in :data:`OPS`. There are ops of geometry, which change the canvas, and
+after them pixel ops (:mod:`.pixelop`), done on the pixels that were resampled.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from softcache.keyed import Draws, draws
 from softcache.recipe.canvas import Canvas, Size
 from softcache.recipe.crop import CenterCrop, Crop, RandomResizedCrop
 from softcache.recipe.flip import Flip
+from softcache.recipe.grayscale import Grayscale
 from softcache.recipe.identity import Identity
+from softcache.recipe.pixelop import PixelOp
 from softcache.recipe.render import VERSION as RENDER_VERSION
 from softcache.recipe.render import render
 from softcache.recipe.resize import Resize
-from softcache.recipe.view import MAX_PIXELS, View
+from softcache.recipe.view import MAX_PARAMETERS, MAX_PIXELS, View
 
 __all__ = ["OPS", "Recipe", "View", "render"]
 
@@ -29,6 +32,7 @@ class Op(Protocol):
     """A frozen dataclass whose fields are the options of a spec word, checked at construction."""
 
     version: ClassVar[int]  # raised when the same options come to mean other views
+
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
     def apply(self, canvas: Canvas, draws: Draws) -> Canvas:
@@ -44,6 +48,7 @@ OPS: Mapping[str, type[Op]] = {
     "center_crop": CenterCrop,
     "crop": Crop,
     "flip": Flip,
+    "grayscale": Grayscale,
     "identity": Identity,
     "random_resized_crop": RandomResizedCrop,
     "resize": Resize,
@@ -66,8 +71,18 @@ class Recipe:
             raise SpecError("the recipe is empty; 'identity' is the whole image")
         calls = specs.parse(self.spec)
         steps = tuple((call.name, specs.construct(call, OPS, "recipe op")) for call in calls)
+        _check_order(steps)
         object.__setattr__(self, "_steps", steps)
         object.__setattr__(self, "spec", specs.unparse(tuple(_call(*step) for step in steps)))
+        if self.parameters > MAX_PARAMETERS:
+            raise SpecError(
+                f"the pixel ops of {self.spec!r} draw {self.parameters:,} numbers; at most {MAX_PARAMETERS:,}"
+            )
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers :attr:`View.ops` holds, the same for every view."""
+        return sum(op.parameters for _, op in self._steps if isinstance(op, PixelOp))
 
     @property
     def size(self) -> Size | None:
@@ -108,8 +123,19 @@ class Recipe:
             "spec": self.spec,
             "seed": self.seed,
             "ops": {name: op.version for name, op in self._steps},
+            "parameters": self.parameters,
             "render": {"version": RENDER_VERSION, "pillow": PIL.__version__},
         }
+
+
+def _check_order(steps: tuple[tuple[str, Op], ...]) -> None:
+    """Pixels exist only after all geometry is known: what is written must be what is done."""
+    painted = None
+    for name, op in steps:
+        if isinstance(op, PixelOp):
+            painted = name
+        elif painted is not None:
+            raise SpecError(f"{name!r} comes after {painted!r}: write geometry first, then ops on pixels")
 
 
 def _call(name: str, op: Op) -> specs.Call:

@@ -25,6 +25,7 @@ class Canvas:
     right: float
     bottom: float
     flip: bool = False
+    ops: tuple[int, ...] = ()  # opcodes and arguments, see View.ops
 
     @classmethod
     def whole(cls, height: int, width: int) -> Canvas:
@@ -54,11 +55,15 @@ class Canvas:
         """The canvas seen left-right mirrored."""
         return replace(self, flip=not self.flip)
 
+    def then(self, ops: tuple[int, ...]) -> Canvas:
+        """The canvas with more to be done on its pixels."""
+        return replace(self, ops=self.ops + ops)
+
     def view(self, image_height: int, image_width: int) -> View:
         """The view with its rectangle rounded to whole source pixels, at least one each way."""
         x, width = _round(self.left, self.right)
         y, height = _round(self.top, self.bottom)
-        return View(x, y, width, height, image_width, image_height, self.flip)
+        return View(x, y, width, height, image_width, image_height, self.flip, self.ops)
 
 
 def _round(start: float, stop: float) -> tuple[int, int]:

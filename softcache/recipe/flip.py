@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from softcache.errors import SpecError
 from softcache.keyed import Draws
 from softcache.recipe.canvas import Canvas, Size
+from softcache.recipe.options import probability
 
 
 @dataclass(frozen=True)
@@ -18,8 +18,7 @@ class Flip:
     version: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
-        if type(self.p) not in (int, float) or not 0 <= self.p <= 1:
-            raise SpecError(f"flip: p must be a probability from 0 to 1, not {self.p!r}")
+        probability("flip", self.p)
 
     def size_after(self, size: Size | None) -> Size | None:
         return size

@@ -13,6 +13,12 @@ def whole(op: str, name: str, value: object, least: int) -> int:
     return value
 
 
+def probability(op: str, value: object) -> None:
+    """:class:`SpecError` unless ``value`` is a number from 0 to 1."""
+    if type(value) not in (int, float) or not 0 <= value <= 1:  # type: ignore[operator]
+        raise SpecError(f"{op}: p must be a probability from 0 to 1, not {value!r}")
+
+
 def height_width(op: str, size: object) -> Size:
     """``size`` as (height, width); an int is a square. :class:`SpecError` for anything else."""
     pair = size if isinstance(size, tuple) else (size, size)

@@ -15,8 +15,9 @@ def render(image: np.ndarray, view: View, size: tuple[int, int]) -> np.ndarray:
 
     ``image`` is uint8 ``(H, W, 3)``. Crops the rectangle (zeros outside the image), mirrors it, and
     only where its size is not ``size`` resamples it with Pillow's antialiased bilinear filter
-    (integer arithmetic, the same on every machine). Raises :class:`MismatchError` for an image of
-    another size than the one the view was drawn for.
+    (integer arithmetic, the same on every machine). Then its pixel ops are done, at that size. Raises
+    :class:`MismatchError` for an image of another size than the one the view was drawn for, and
+    :class:`DamageError` for ops that no recipe draws.
     """
     if image.shape[:2] != (view.image_height, view.image_width):
         raise MismatchError(
@@ -27,10 +28,9 @@ def render(image: np.ndarray, view: View, size: tuple[int, int]) -> np.ndarray:
     part = _crop(image, view)
     if view.flip:
         part = part[:, ::-1]
-    if part.shape[:2] != size:
-        return _resize(part, size)
     # a copy: nobody writes into the source, and no stride is negative (torch refuses those)
-    return part.copy()
+    part = _resize(part, size) if part.shape[:2] != size else part.copy()
+    return _replayed(part, view.ops) if any(view.ops) else part
 
 
 def _crop(image: np.ndarray, view: View) -> np.ndarray:
@@ -42,6 +42,12 @@ def _crop(image: np.ndarray, view: View) -> np.ndarray:
     top, left = max(-y, 0), max(-x, 0)
     part[top : top + inside.shape[0], left : left + inside.shape[1]] = inside
     return part
+
+
+def _replayed(pixels: np.ndarray, ops: tuple[int, ...]) -> np.ndarray:
+    from softcache.recipe.replay import replay  # it, too, imports Pillow
+
+    return replay(pixels, ops)
 
 
 def _resize(part: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""View: one concrete look at a sample, in integer pixels of the source image."""
+"""View: one concrete look at a sample, in integers: pixels of the source image, and what its pixel ops drew."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 MAX_PIXELS = 32767  # a side or an offset must fit the int16 it is stored in
+MAX_PARAMETERS = 1024  # of all pixel ops of a recipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +15,8 @@ class View:
     """The rectangle of the source image that is shown, mirrored left-right afterwards or not.
 
     Free of resolution: the teacher and the student render the same view at their own sizes. The
-    rectangle may reach outside the image, where it shows zeros (black).
+    rectangle may reach outside the image, where it shows zeros (black). ``ops`` are the realised pixel
+    ops, opcodes and their arguments (:mod:`softcache.recipe.opcodes`), done on the pixels resampled.
     """
 
     x: int
@@ -24,11 +26,12 @@ class View:
     image_width: int
     image_height: int
     flip: bool
+    ops: tuple[int, ...] = ()
 
     FIELDS: ClassVar[int] = 7
 
     def pack(self) -> tuple[int, ...]:
-        """The seven fields in order, each within int16."""
+        """The seven numbers of the geometry in order, each within int16."""
         return (
             self.x,
             self.y,
@@ -39,8 +42,12 @@ class View:
             int(self.flip),
         )
 
+    def fields(self) -> dict[str, tuple[int, ...]]:
+        """What is stored of the view, by the names of the arrays below ``view/``."""
+        return {"geometry": self.pack(), "ops": self.ops}
+
     @classmethod
-    def unpack(cls, row: Sequence[int]) -> View:
-        """The view of seven stored numbers (a tuple, or an integer array of shape ``(7,)``)."""
+    def unpack(cls, row: Sequence[int], ops: Sequence[int] = ()) -> View:
+        """The view of seven stored numbers and its ops (tuples, or integer arrays of one axis)."""
         x, y, width, height, image_width, image_height, flip = map(int, row)
-        return cls(x, y, width, height, image_width, image_height, bool(flip))
+        return cls(x, y, width, height, image_width, image_height, bool(flip), tuple(map(int, ops)))

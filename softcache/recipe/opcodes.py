@@ -1,0 +1,41 @@
+"""The numbers that :attr:`~softcache.recipe.View.ops` consists of: an opcode, its arguments, the next opcode, …
+
+They stand in caches for ever: an opcode keeps its number, its arguments and its meaning. Zeros between are nothing.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class Op(IntEnum):
+    """What is done to the pixels; the arguments are in :mod:`softcache.recipe.replay` and docs/format.md."""
+
+    NOTHING = 0
+    BRIGHTNESS = 1
+    CONTRAST = 2
+    SATURATION = 3
+    SHARPNESS = 4
+    HUE = 5
+    GRAYSCALE = 6
+    POSTERIZE = 7
+    SOLARIZE = 8
+    AUTOCONTRAST = 9
+    EQUALIZE = 10
+    SHEAR_X = 11
+    SHEAR_Y = 12
+    TRANSLATE_X = 13
+    TRANSLATE_Y = 14
+    ROTATE = 15
+    ERASE = 16
+
+
+FACTOR = 4096  # Pillow blends in float32: with factors in such steps, up to 8, no bit of it is ever rounded
+FRACTION = 32767  # of a side: free of resolution
+DEGREE = 100
+GREY = 128  # what is erased is filled with
+
+
+def fraction(part: float, whole: float) -> int:
+    """``part`` of a side of length ``whole``, in steps of 1/32767; whole pixels come back exactly."""
+    return round(part * FRACTION / whole)
