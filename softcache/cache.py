@@ -181,7 +181,8 @@ class Cache:
             names: which targets; all of them by default.
 
         Returns:
-            name → :class:`~softcache.targets.Logits`, feature map or embedding, rows in the order of ``samples``.
+            name → :class:`~softcache.targets.Logits` (``SparseLogits``, ``HardLabels``), feature map or embedding, rows in
+            the order of ``samples``.
 
         Raises:
             NotBuilt, InvalidRow, DamageError, IndexError.
@@ -261,8 +262,7 @@ class Row(Mapping[str, Any]):
 
     def __getitem__(self, name: str) -> Any:
         position = self._cache.grid.positions(np.array([self.sample]))
-        batch = self._cache._target(name, self.view_number, position, slab=False)
-        return type(batch)(batch.values[0])
+        return self._cache._target(name, self.view_number, position, slab=False)[0]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._cache.targets)

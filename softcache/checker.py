@@ -132,9 +132,9 @@ def verify_live(
     """Run the teacher again on ``rows`` keyed rows of the cache.
 
     Returns:
-        target → ``{"cache": {...}, "control": {...}}``: the mean fidelity (see :func:`softcache.measure.fidelity`;
-        and the cosine of the logits) of the cached values to what the teacher says now, and beside it of the teacher to
-        itself when the same rows come in other batches: what no cache can beat.
+        target → ``{"cache": {...}, "control": {...}}``: the mean fidelity (see :func:`softcache.measure.fidelity`; of
+        logits also how often the class agrees, and the cosine) of the cached values to what the teacher says now, and
+        beside it of the teacher to itself when the same rows come in other batches: what no cache can beat.
 
     Raises:
         MismatchError: source or teacher are not those of the cache.
@@ -152,11 +152,10 @@ def verify_live(
     control = _run(teacher, pixels[::-1], max(1, ours["batch"] // 2 + 1))
     found = {}
     for name, target in cache.targets.items():
-        kept = np.stack([cache[cache.ids[s], v][name].values for s, v in chosen])
-        found[name] = {
-            "cache": _means(target.kind, live[name], kept),
-            "control": _means(target.kind, live[name], control[name][::-1]),
-        }
+        said = [target.wrap(row[None]) for row in live[name]]
+        again = [target.wrap(row[None]) for row in control[name][::-1]]
+        kept = [cache.read(v, np.array([s]), [name])[name] for s, v in chosen]
+        found[name] = {"cache": _means(said, kept), "control": _means(said, again)}
     return found
 
 
@@ -191,11 +190,19 @@ def _run(teacher: Teacher, pixels: np.ndarray, batch: int) -> dict[str, np.ndarr
     return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
 
 
-def _means(kind: str, said: np.ndarray, kept: np.ndarray) -> dict[str, float]:
-    rows = measure.fidelity(kind, said, kept)
-    if kind == "logits":
-        rows["cosine"] = measure.fidelity("embedding", said, kept)["cosine"]
-    return {k: float(v.mean()) for k, v in rows.items()}
+def _means(said: list[Any], kept: list[Any]) -> dict[str, float]:
+    """The mean fidelity of decoded targets of a row each."""
+    rows = [_compare(a, b) for a, b in zip(said, kept, strict=True)]
+    return {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
+
+
+def _compare(said: Any, kept: Any) -> dict[str, np.ndarray]:
+    found = measure.fidelity(said, kept)
+    if hasattr(said, "top1"):
+        found["agreement"] = said.top1() == kept.top1()
+        if hasattr(kept, "values"):
+            found["cosine"] = measure.cosine(said.values, kept.values)
+    return found
 
 
 # -- two caches --------------------------------------------------------------------------------------------
@@ -224,6 +231,8 @@ def diff(a: Cache, b: Cache, rows: int = 64) -> dict[str, Any]:
     chosen = [(usable[draw.integer(len(usable))], draw.integer(views)) for _ in range(rows if usable else 0)]
     for name, target in a.targets.items():
         if chosen and name in b.targets and b.targets[name].shape == target.shape:
-            said, kept = (np.stack([c[row][name].values for row in chosen]) for c in (a, b))
-            found["values"][name] = _means(target.kind, said, kept)
+            said, kept = (
+                [c.read(v, np.array([c.index(id)]), [name])[name] for id, v in chosen] for c in (a, b)
+            )
+            found["values"][name] = _means(said, kept)
     return found

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from softcache.manifest import Receipt, Report
-from softcache.targets import Target
+from softcache.targets import Logits, Target
 
 if TYPE_CHECKING:
     from softcache.cache import Cache
@@ -30,24 +30,46 @@ class Tally:
     fidelity: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def count(self, said: np.ndarray, kept: np.ndarray, labels: np.ndarray) -> None:
-        """Is the highest logit the label's? ``labels`` int64 ``(n,)``, -1 where there is none to compare."""
+        """Is the most probable class the label's? ``said`` and ``kept`` int64 ``(n,)``, what the teacher said and what
+        is kept of it; ``labels`` likewise, -1 where there is none to compare."""
         known = labels >= 0
         self.labelled += int(known.sum())
-        self.correct += int((kept.argmax(axis=1) == labels)[known].sum())
-        self.teacher_correct += int((said.argmax(axis=1) == labels)[known].sum())
+        self.correct += int((kept == labels)[known].sum())
+        self.teacher_correct += int((said == labels)[known].sum())
 
-    def add(self, name: str, kind: str, said: np.ndarray, kept: np.ndarray) -> None:
-        """Compare float32 rows with what the codec kept of them."""
-        sums = self.fidelity.setdefault(name, {})
-        for key, values in fidelity(kind, said, kept).items():
+    def add(self, target: Target, said: np.ndarray, kept: Any) -> None:
+        """Compare float32 rows with what the codec kept of them, decoded."""
+        sums = self.fidelity.setdefault(target.name, {})
+        for key, values in fidelity(target.wrap(said), kept).items():
             sums[key] = sums.get(key, 0.0) + float(values.sum())
         self.measured = max(self.measured, len(said))
 
 
-def fidelity(kind: str, said: np.ndarray, kept: np.ndarray) -> dict[str, np.ndarray]:
-    """Per row: KL(said ‖ kept) in nats at each temperature for logits; relative L2 error and cosine for the rest."""
-    if kind == "logits":
-        return {f"kl_T{T}": kl(said, kept, T) for T in TEMPERATURES}
+def fidelity(said: Any, kept: Any) -> dict[str, np.ndarray]:
+    """Per row, of two decoded targets: KL(said ‖ kept) in nats at each temperature that both hold for logits, and
+    whether they agree on the class where one has none; relative L2 error and cosine for the rest."""
+    if not hasattr(said, "top1"):
+        return _closeness(said.values, kept.values)
+    held = [T for T in TEMPERATURES if said.holds(T) and kept.holds(T)]
+    found = {f"kl_T{T}": _kl(said.log_probs(T), kept.log_probs(T)) for T in held}
+    return found or {"agreement": (said.top1() == kept.top1()).astype(np.float64)}
+
+
+def kl(said: np.ndarray, kept: np.ndarray, T: float) -> np.ndarray:  # noqa: N803
+    """KL(softmax(said/T) ‖ softmax(kept/T)) of each row of logits, in nats, float64 ``(n,)``."""
+    return _kl(Logits(said).log_probs(T), Logits(kept).log_probs(T))
+
+
+def _kl(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+    return (np.exp(p) * (p - q)).sum(axis=-1)
+
+
+def cosine(said: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """Of each row, flattened; 1 where either is zero."""
+    return _closeness(said, kept)["cosine"]
+
+
+def _closeness(said: np.ndarray, kept: np.ndarray) -> dict[str, np.ndarray]:
     flat = len(said), prod(said.shape[1:])  # not -1: there may be no rows
     a, b = said.reshape(flat).astype(np.float64), kept.reshape(flat).astype(np.float64)
     norm = np.linalg.norm(a, axis=1)
@@ -55,18 +77,6 @@ def fidelity(kind: str, said: np.ndarray, kept: np.ndarray) -> dict[str, np.ndar
     dot, other = (a * b).sum(axis=1), np.linalg.norm(b, axis=1)
     cosine = np.where((norm > 0) & (other > 0), dot / (safe * np.where(other > 0, other, 1.0)), 1.0)
     return {"relative_l2": np.linalg.norm(a - b, axis=1) / safe, "cosine": cosine}
-
-
-def kl(said: np.ndarray, kept: np.ndarray, T: float) -> np.ndarray:  # noqa: N803
-    """KL(softmax(said/T) ‖ softmax(kept/T)) of each row of logits, in nats, float64 ``(n,)``."""
-    p, q = _log_softmax(said, T), _log_softmax(kept, T)
-    return (np.exp(p) * (p - q)).sum(axis=-1)
-
-
-def _log_softmax(logits: np.ndarray, T: float) -> np.ndarray:  # noqa: N803
-    z = logits.astype(np.float64) / T
-    z -= z.max(axis=-1, keepdims=True)
-    return z - np.log(np.exp(z).sum(axis=-1, keepdims=True))
 
 
 def report(receipts: list[Receipt], targets: Mapping[str, Target]) -> Report:

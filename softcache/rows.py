@@ -115,12 +115,12 @@ def _measure(
     """Top-1 of what is kept on every row; fidelity on the first few of each block (it costs a decode)."""
     target = job.targets[name]
     if name == "logits":
-        kept = target.codec.decode(fields, target.shape)
-        work.tally.count(values, kept, np.where(valid, job.labels[samples], -1))
+        kept = target.decode(fields)
+        work.tally.count(values.argmax(axis=1), kept.top1(), np.where(valid, job.labels[samples], -1))
     if first:
         few = np.flatnonzero(valid)[: measure.ROWS]
-        kept = target.codec.decode({f: encoded[few] for f, encoded in fields.items()}, target.shape)
-        work.tally.add(name, target.kind, values[few], kept)
+        kept = target.decode({f: encoded[few] for f, encoded in fields.items()})
+        work.tally.add(target, values[few], kept)
 
 
 def _commit(job: Job, work: Work) -> int:

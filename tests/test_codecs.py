@@ -18,6 +18,12 @@ from softcache.measure import kl
 
 # One spec or more for every member of CODECS; a test below fails when one is missing.
 SPECS = ["f16", "full(f16)", "full(u8)", "int8"]
+SPARSE = [
+    "argmax",
+    "topk(1)",
+    "topk(3, tail=spread)",
+    "topk(9, at=(1, 3))",
+]  # test_topk.py has their contract
 SHAPES = {
     "logits": [(2,), (10,), (1000,)],
     "feature_map": [(1, 1, 1), (3, 2, 5), (16, 4, 4)],
@@ -57,7 +63,7 @@ def errors(codec: Codec, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_every_codec_is_under_contract():
-    assert {type(codecs.parse(text).codec) for text in SPECS} == set(CODECS.values())
+    assert {type(codecs.parse(text).codec) for text in SPECS + SPARSE} == set(CODECS.values())
     assert {kind for codec in CODECS.values() for kind in codec.kinds} == set(SHAPES)
 
 
@@ -139,7 +145,7 @@ def test_at_the_limit_nothing_overflows(codec: Codec, shape: tuple[int, ...]):
     assert (error <= bound).all() and np.isfinite(bound).all()
 
 
-@pytest.mark.parametrize("text", SPECS)
+@pytest.mark.parametrize("text", SPECS + SPARSE)
 def test_the_spec_string_makes_the_same_codec_again(text: str):
     named = codecs.parse(text)
     assert named.spec == text

@@ -7,8 +7,9 @@ A codec is a frozen dataclass whose spec string is its constructor call. It has
 - ``limit``: the largest ``|x|`` it can hold (the builder refuses more, naming the row);
 - ``fields(shape)``: the fields of one row of that shape; :class:`CodecError` when it cannot serve the shape;
 - ``encode(values)``: float32 ``(n, *shape)`` → ``{field: (n, *field shape)}``;
-- ``decode(fields, shape)``: the inverse, float32 ``(n, *shape)``;
-- ``bound(fields, shape)``: the largest absolute error of each value, broadcastable to ``(n, *shape)``.
+- ``decode(fields, shape)``: the inverse, float32 ``(n, *shape)``; from ``topk`` and ``argmax``, which keep less than
+  every value, :class:`SparseLogits` and :class:`HardLabels`;
+- ``bound(fields, shape)``: the largest absolute error of each value that is kept, broadcastable to ``(n, *shape)``.
 """
 
 from __future__ import annotations
@@ -19,13 +20,17 @@ from typing import ClassVar, Protocol
 import numpy as np
 
 from softcache import spec
+from softcache.codecs.argmax import Argmax, HardLabels
 from softcache.codecs.f16 import F16
 from softcache.codecs.fields import Field, Fields
 from softcache.codecs.full import Full
 from softcache.codecs.int8 import Int8
+from softcache.codecs.topk import SparseLogits, TopK
 from softcache.errors import SpecError
 
-__all__ = ["CODECS", "Codec", "Field", "Fields", "Named", "parse"]
+__all__ = ["CODECS", "Codec", "Decoded", "Field", "Fields", "HardLabels", "Named", "SparseLogits", "parse"]
+
+Decoded = np.ndarray | SparseLogits | HardLabels
 
 
 class Codec(Protocol):
@@ -37,11 +42,17 @@ class Codec(Protocol):
 
     def fields(self, shape: tuple[int, ...]) -> tuple[Field, ...]: ...
     def encode(self, values: np.ndarray) -> Fields: ...
-    def decode(self, fields: Fields, shape: tuple[int, ...]) -> np.ndarray: ...
+    def decode(self, fields: Fields, shape: tuple[int, ...]) -> Decoded: ...
     def bound(self, fields: Fields, shape: tuple[int, ...]) -> np.ndarray: ...
 
 
-CODECS: dict[str, type[Codec]] = {"f16": F16, "full": Full, "int8": Int8}
+CODECS: dict[str, type[Codec]] = {
+    "argmax": Argmax,
+    "f16": F16,
+    "full": Full,
+    "int8": Int8,
+    "topk": TopK,
+}
 
 
 @dataclass(frozen=True)

@@ -32,3 +32,8 @@ def half_down(x: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore"):
         below = np.nextafter(half, np.float16(-np.inf))
     return np.where(half.astype(x.dtype) > x, below, half)
+
+
+def class_dtype(classes: int) -> str:
+    """The narrowest unsigned integer that holds every class of so many."""
+    return np.min_scalar_type(classes - 1).name

@@ -1,7 +1,8 @@
 """Targets: what a teacher's output means. One file a kind, listed in :data:`KINDS`.
 
 A kind has a ``name``, a geometry ``law`` (how it changes when the view changes), ``accepts(shape)`` for the shape
-of one row, and ``wrap(values)``, which gives decoded float32 rows their meaning.
+of one row, and ``wrap(values)``, which gives decoded rows their meaning: ``[i]`` is one row of them, ``arrays()`` what a
+DataLoader stacks.
 """
 
 from __future__ import annotations
@@ -12,16 +13,25 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Protocol
 
-import numpy as np
-
 from softcache import codecs
-from softcache.codecs import Codec, Field, Fields
+from softcache.codecs import Codec, Decoded, Field, Fields, HardLabels, SparseLogits
 from softcache.errors import CodecError, MismatchError, SoftcacheError, SpecError, TeacherError, nearest
 from softcache.targets.embedding import EmbeddingKind
 from softcache.targets.feature_map import FeatureMapKind
 from softcache.targets.logits import Logits, LogitsKind
 
-__all__ = ["KINDS", "Kind", "Logits", "Request", "Target", "is_logits", "request", "requests"]
+__all__ = [
+    "KINDS",
+    "HardLabels",
+    "Kind",
+    "Logits",
+    "Request",
+    "SparseLogits",
+    "Target",
+    "is_logits",
+    "request",
+    "requests",
+]
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 
@@ -33,7 +43,7 @@ class Kind(Protocol):
     law: str
 
     def accepts(self, shape: tuple[int, ...]) -> bool: ...
-    def wrap(self, values: np.ndarray) -> Any: ...
+    def wrap(self, values: Any) -> Any: ...
 
 
 KINDS: dict[str, Kind] = {k.name: k for k in (LogitsKind(), FeatureMapKind(), EmbeddingKind())}
@@ -89,7 +99,11 @@ class Target:
 
     def decode(self, fields: Fields) -> Any:
         """Encoded rows → what they mean: :class:`Logits`, a feature map, an embedding."""
-        return KINDS[self.kind].wrap(self.codec.decode(fields, self.shape))
+        return self.wrap(self.codec.decode(fields, self.shape))
+
+    def wrap(self, values: Decoded) -> Any:
+        """What float32 rows mean, or what ``topk`` and ``argmax`` keep of them."""
+        return KINDS[self.kind].wrap(values)
 
     def identity(self) -> dict[str, Any]:
         return {

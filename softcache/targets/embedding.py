@@ -13,6 +13,13 @@ class Embedding:
 
     values: np.ndarray
 
+    def __getitem__(self, row: int) -> Embedding:
+        return Embedding(self.values[row])
+
+    def arrays(self) -> np.ndarray:
+        """The values, as a DataLoader stacks them."""
+        return self.values
+
     def dense(self) -> np.ndarray:
         """The vectors, float32."""
         return self.values

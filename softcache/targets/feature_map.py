@@ -13,6 +13,13 @@ class FeatureMap:
 
     values: np.ndarray
 
+    def __getitem__(self, row: int) -> FeatureMap:
+        return FeatureMap(self.values[row])
+
+    def arrays(self) -> np.ndarray:
+        """The values, as a DataLoader stacks them."""
+        return self.values
+
     def dense(self) -> np.ndarray:
         """The activations, float32 ``(…, C, H, W)``."""
         return self.values

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from softcache.codecs import Decoded, HardLabels, SparseLogits
+from softcache.errors import SpecError
+
 
 @dataclass(frozen=True)
 class Logits:
@@ -13,13 +16,31 @@ class Logits:
 
     values: np.ndarray
 
+    def __getitem__(self, row: int) -> Logits:
+        return Logits(self.values[row])
+
+    def holds(self, T: float) -> bool:  # noqa: N803 - logits have every temperature
+        return True
+
+    def top1(self) -> np.ndarray:
+        """The most probable class, int64 ``(…,)``."""
+        return self.values.argmax(axis=-1)
+
+    def arrays(self) -> np.ndarray:
+        """The values, as a DataLoader stacks them."""
+        return self.values
+
     def dense(self, T: float = 1.0) -> np.ndarray:  # noqa: N803 - the field's name
-        """Log-probabilities ``log softmax(values / T)``, float32 ``(…, C)``."""
+        """Log-probabilities ``log softmax(values / T)``, float32 ``(…, C)``. Raises :class:`SpecError` unless T > 0."""
+        return self.log_probs(T).astype(np.float32)
+
+    def log_probs(self, T: float = 1.0) -> np.ndarray:  # noqa: N803
+        """As :meth:`dense`, in float64."""
         if not T > 0:
-            raise ValueError(f"temperature {T} is not positive")
+            raise SpecError(f"the temperature {T} is not above 0")
         z = self.values.astype(np.float64) / T
         z -= z.max(axis=-1, keepdims=True)
-        return (z - np.log(np.exp(z).sum(axis=-1, keepdims=True))).astype(np.float32)
+        return z - np.log(np.exp(z).sum(axis=-1, keepdims=True))
 
 
 class LogitsKind:
@@ -31,5 +52,5 @@ class LogitsKind:
     def accepts(self, shape: tuple[int, ...]) -> bool:
         return len(shape) == 1
 
-    def wrap(self, values: np.ndarray) -> Logits:
-        return Logits(values)
+    def wrap(self, values: Decoded) -> Logits | SparseLogits | HardLabels:
+        return Logits(values) if isinstance(values, np.ndarray) else values

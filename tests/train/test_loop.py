@@ -309,3 +309,22 @@ def test_two_processes_train_as_one(cache, source, images, tmp_path, stop_after)
     two, one = (load_student(tmp_path / out).state_dict() for out in ("two", "one"))
     for key in one:
         torch.testing.assert_close(two[key], one[key], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("codec", ["topk(2)", "topk(1, tail=spread)", "argmax"])
+def test_what_is_kept_in_part_teaches_too(source, tmp_path, codec):
+    cache = toys.build(tmp_path / "c", source, targets={"logits": codec})
+    result = run(cache, source, tmp_path / "run", alpha=1.0)
+    losses = [entry["kd"] for entry in history(tmp_path / "run")]
+    assert losses[-1] < losses[0]
+    assert result.top1 is not None
+    if codec != "argmax":
+        with pytest.raises(SpecError, match="outside the 1 to 8"):
+            run(cache, source, tmp_path / "hot", alpha=1.0, T=20)
+
+
+def test_the_first_views_alone(cache, source, tmp_path):
+    one = run(cache, source, tmp_path / "one", views=1)
+    assert one.epochs
+    with pytest.raises(SpecError, match="views=9, and the cache"):
+        run(cache, source, tmp_path / "nine", views=9)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 from softcache_train.objectives import cross_entropy, kd
-from softcache_train.targets import Dense
+from softcache_train.targets import Dense, to_tensors
 
+from softcache import codecs
 from softcache.errors import MismatchError, SpecError
 
 
@@ -120,3 +121,101 @@ def test_cross_entropy_of_unknown_labels():
 def test_cross_entropy_refuses_what_does_not_fit():
     with pytest.raises(MismatchError):
         cross_entropy(torch.zeros(4, 10), torch.zeros(3, dtype=torch.int64))
+
+
+# -- from what topk kept -------------------------------------------------------------------------------
+
+
+def sparse(teacher: torch.Tensor, text: str):
+    codec = codecs.parse(text).codec
+    values = teacher.float().numpy()
+    return codec.decode(codec.encode(values), values.shape[1:])
+
+
+def bucket_kl(student: torch.Tensor, teacher: torch.Tensor, k: int, T: float) -> torch.Tensor:  # noqa: N803
+    """Dense, from the teacher's own logits: its k largest classes, and all others as one."""
+    index = teacher.argsort(dim=1, descending=True, stable=True)
+    p, q = (torch.softmax(z / T, 1).gather(1, index) for z in (teacher, student))
+    p, q = (torch.cat([x[:, :k], x[:, k:].sum(1, keepdim=True)], 1) for x in (p, q))
+    return T**2 * (p * (p.log() - q.log())).sum(1).mean()
+
+
+def spread_kl(student: torch.Tensor, teacher: torch.Tensor, k: int, T: float) -> torch.Tensor:  # noqa: N803
+    """Dense, the teacher's mass beyond the k largest classes spread evenly."""
+    index = teacher.argsort(dim=1, descending=True, stable=True)
+    p, log_q = torch.softmax(teacher / T, 1), torch.log_softmax(student / T, 1)
+    p, log_q = p.gather(1, index), log_q.gather(1, index)
+    p = torch.cat([p[:, :k], p[:, k:].mean(1, keepdim=True).expand(-1, p.shape[1] - k)], 1)
+    return T**2 * (p * (p.log() - log_q)).sum(1).mean()
+
+
+@pytest.mark.parametrize(("tail", "dense"), [("bucket", bucket_kl), ("spread", spread_kl)])
+@pytest.mark.parametrize("T", [1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0])
+@pytest.mark.parametrize(("classes", "k"), [(10, 3), (1000, 10), (5, 1), (5, 4)])
+def test_sparse_kd_is_the_dense_formula_and_so_is_its_gradient(tail, dense, T, classes, k):  # noqa: N803
+    """Also between the stored temperatures, where the tail is interpolated."""
+    teacher = logits(16, classes, seed=2)
+    ours, reference = (logits(16, classes, seed=1).requires_grad_() for _ in range(2))
+    loss = kd(ours, to_tensors(sparse(teacher, f"topk({k}, tail={tail})")), T)
+    expected = dense(reference, teacher, k, T)
+    assert loss.item() == pytest.approx(expected.item(), rel=0.02, abs=1e-3)
+    loss.backward()
+    expected.backward()
+    error = (ours.grad - reference.grad).norm() / reference.grad.norm()
+    assert error < (1e-3 if T in (1, 2, 4, 8) else 0.02)
+
+
+@pytest.mark.parametrize("tail", ["bucket", "spread"])
+def test_sparse_kd_gradcheck(tail):
+    target = to_tensors(sparse(logits(3, 7, seed=4), f"topk(2, tail={tail})"))
+    assert torch.autograd.gradcheck(lambda z: kd(z, target, 3.0), logits(3, 7, seed=3).requires_grad_())
+
+
+def test_sparse_kd_of_the_teacher_itself_is_nothing():
+    """The bucket has no opinion on what is in it: its gradient is zero at equality, too."""
+    teacher = logits(8, 100, seed=5)
+    student = (teacher + 3).requires_grad_()
+    loss = kd(student, to_tensors(sparse(teacher, "topk(5)")), 4.0)
+    loss.backward()
+    assert abs(loss.item()) < 1e-6
+    assert student.grad.abs().max() < 1e-4
+
+
+def test_sparse_kd_from_a_data_loader_is_the_same():
+    decoded = sparse(logits(6, 20, seed=6), "topk(4, tail=spread, at=(0.1, 1, 4))")
+    collated = torch.utils.data.default_collate([decoded[i].arrays() for i in range(6)])
+    student = logits(6, 20)
+    for T in (0.1, 4.0):  # noqa: N806
+        assert kd(student, collated, T).item() == kd(student, to_tensors(decoded), T).item()
+
+
+def test_sparse_kd_takes_extreme_logits():
+    teacher = torch.tensor([[3e4, 0.0, -3e4, 1.0]])
+    loss = kd(torch.zeros(1, 4), to_tensors(sparse(teacher, "topk(1)")), 1.0)
+    assert loss.item() == pytest.approx(np.log(4))
+    far = torch.tensor([[-6e4, 6e4, 6e4, 6e4]], requires_grad=True)
+    kd(far, to_tensors(sparse(teacher, "topk(1)")), 1.0).backward()
+    assert far.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("T", [0.5, 8.5, 100])
+def test_sparse_kd_outside_the_stored_temperatures_is_refused(T):  # noqa: N803
+    with pytest.raises(SpecError, match="outside the 1 to 8"):
+        kd(logits(2, 5), to_tensors(sparse(logits(2, 5), "topk(2)")), T)
+
+
+def test_kd_from_hard_labels_is_cross_entropy_whatever_the_temperature():
+    teacher, student = logits(6, 5, seed=7), logits(6, 5)
+    hard = to_tensors(sparse(teacher, "argmax"))
+    expected = cross_entropy(student, teacher.argmax(1))
+    for T in (1.0, 4.0):  # noqa: N806
+        torch.testing.assert_close(kd(student, hard, T), expected)
+        torch.testing.assert_close(kd(student, teacher.argmax(1), T), expected)
+
+
+@pytest.mark.parametrize("text", ["topk(2)", "argmax"])
+def test_kd_refuses_kept_classes_of_another_number(text):
+    with pytest.raises(MismatchError, match=r"\(2, 9\) and \(2, 5\)"):
+        kd(logits(2, 9), to_tensors(sparse(logits(2, 5), text)))
+    with pytest.raises(MismatchError):
+        kd(logits(3, 5), to_tensors(sparse(logits(2, 5), text)))

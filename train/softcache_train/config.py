@@ -52,6 +52,8 @@ class Config(BaseModel):
     """The weight of KD; 0 trains from labels only, 1 from the teacher only."""
     target: str = "logits"
     """The cache's target that KD learns from."""
+    views: PositiveInt | None = None
+    """Train on the first so many of the cache's views; all by default."""
     teacher: str | list[str] | None = None
     """A live teacher in place of the cache's targets, for comparison; the cache gives the views. A list
     of teachers runs as one."""

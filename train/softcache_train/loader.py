@@ -24,7 +24,7 @@ from softcache.errors import MismatchError, SpecError, nearest
 from softcache.recipe import View, render
 from softcache.source import Source
 from softcache_train.order import Order
-from softcache_train.targets import CacheTargets, Dense, TargetSource
+from softcache_train.targets import BatchTarget, CacheTargets, TargetSource
 
 DECODED_BYTES = 1 << 30  # decoded images kept in memory, so that a small dataset is decoded once
 
@@ -43,9 +43,9 @@ class Batch:
     index: np.ndarray
     view: int
     views: list[View]
-    targets: dict[str, Dense]
+    targets: dict[str, BatchTarget]
 
-    def __getitem__(self, name: str) -> Dense:
+    def __getitem__(self, name: str) -> BatchTarget:
         if name not in self.targets:
             raise SpecError(f"the batch has no target {name!r}{nearest(name, self.targets)}")
         return self.targets[name]
@@ -78,6 +78,7 @@ class Loader:
         targets: names of the targets to read; all by default.
         target_source: where targets come from; the cache by default.
         samples: int64 indices into ``cache.ids`` to train on; all valid ones by default.
+        views: train on the first so many of the cache's views; all by default.
         pairing: of this cache and source, where it was made before.
 
     Raises:
@@ -101,6 +102,7 @@ class Loader:
         world: int = 1,
         target_source: TargetSource | None = None,
         samples: np.ndarray | None = None,
+        views: int | None = None,
         pairing: canary.Pairing | None = None,
     ):
         self.pairing = pairing or canary.pair(cache, source)
@@ -116,7 +118,9 @@ class Loader:
         samples = trainable(cache) if samples is None else np.asarray(samples, np.int64)
         if refused := np.intersect1d(samples, cache.invalid).tolist():
             raise SpecError(f"{cache.ids[refused[0]]!r} cannot be trained on: its image is unreadable")
-        self.order = Order(samples, cache.views, global_batch, seed)
+        if views is not None and not 1 <= views <= cache.views:
+            raise SpecError(f"views={views}, and the cache {cache.path} holds {cache.views}")
+        self.order = Order(samples, views or cache.views, global_batch, seed)
         self.labels = class_labels(cache, source, self.pairing.index)
         self.image = _Decoded(source, self.pairing.index)
         self.epoch = self.step = 0
@@ -182,7 +186,7 @@ class Loader:
     ) -> Batch:
         targets = self.target_source(view, rows, pixels)
         for name, target in targets.items():
-            if len(rows) > 1 and bool((target.values[1:] == target.values[:1]).all()):
+            if len(rows) > 1 and target.constant():
                 raise MismatchError(
                     f"the target {name!r} is the same for all {len(rows)} samples of a batch: the "
                     "teacher did not see its input, or this cache is not of these images"

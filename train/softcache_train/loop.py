@@ -95,6 +95,7 @@ def _train(
         world=team.world,
         target_source=_target_source(config, cache, device),
         samples=divided.train,
+        views=config.views,
         pairing=pairing,
     )
     _check_labels(config, loader, num_classes)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from softcache_train.targets import Dense
+from softcache_train.targets import BatchTarget, Dense
 
 if TYPE_CHECKING:
     from softcache.cache import Cache
@@ -25,7 +25,7 @@ class LiveTeacher:
         height, width = teacher.input_spec.size
         self.size = (height, width)
 
-    def __call__(self, view: int, samples: np.ndarray, pixels: np.ndarray | None) -> dict[str, Dense]:
+    def __call__(self, view: int, samples: np.ndarray, pixels: np.ndarray | None) -> dict[str, BatchTarget]:
         assert pixels is not None
         said = self.teacher(pixels)
         return {name: Dense(torch.from_numpy(said[name])) for name in self.names}

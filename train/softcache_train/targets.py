@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from softcache.codecs import HardLabels, SparseLogits
+from softcache.codecs.topk import Tail
 
 if TYPE_CHECKING:
     from softcache.cache import Cache
@@ -20,8 +23,61 @@ class Dense:
 
     values: Tensor
 
+    def constant(self) -> bool:
+        """Is it the same for every row, as no teacher's that saw its input is?"""
+        return bool((self.values[1:] == self.values[:1]).all())
+
     def to(self, device: torch.device | str) -> Dense:
         return Dense(self.values.to(device, non_blocking=True))
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """What ``topk`` kept of a batch of logits: see :class:`softcache.codecs.topk.SparseLogits`.
+
+    ``index`` int64 (B, k); ``values`` float32 (B, k), below the row's largest; ``soft_mean`` float32 (B, len(tail.at)).
+    """
+
+    index: Tensor
+    values: Tensor
+    soft_mean: Tensor
+    tail: Tail
+
+    def constant(self) -> bool:
+        return all(bool((t[1:] == t[:1]).all()) for t in (self.index, self.values, self.soft_mean))
+
+    def to(self, device: torch.device | str) -> Sparse:
+        index, values, soft_mean = (
+            t.to(device, non_blocking=True) for t in (self.index, self.values, self.soft_mean)
+        )
+        return Sparse(index, values, soft_mean, self.tail)
+
+
+@dataclass(frozen=True)
+class Hard:
+    """The teacher's class of each row: ``values`` int64 (B,), of ``classes``."""
+
+    values: Tensor
+    classes: int
+
+    def constant(self) -> bool:
+        return False  # a batch of one class is rare, and no fault
+
+    def to(self, device: torch.device | str) -> Hard:
+        return Hard(self.values.to(device, non_blocking=True), self.classes)
+
+
+BatchTarget = Dense | Sparse | Hard
+
+
+def to_tensors(decoded: Any) -> BatchTarget:
+    """What :meth:`softcache.cache.Cache.read` gives of a target, as tensors that share its memory."""
+    if isinstance(decoded, SparseLogits):
+        arrays = (decoded.index, decoded.value, decoded.soft_mean)
+        return Sparse(*map(torch.from_numpy, arrays), decoded.tail)
+    if isinstance(decoded, HardLabels):
+        return Hard(torch.from_numpy(decoded.index), decoded.classes)
+    return Dense(torch.from_numpy(decoded.values))
 
 
 class TargetSource(Protocol):
@@ -30,7 +86,7 @@ class TargetSource(Protocol):
     @property
     def size(self) -> tuple[int, int] | None: ...
 
-    def __call__(self, view: int, samples: np.ndarray, pixels: np.ndarray | None) -> dict[str, Dense]:
+    def __call__(self, view: int, samples: np.ndarray, pixels: np.ndarray | None) -> dict[str, BatchTarget]:
         """Targets of ``samples`` (int64 (B,), indices into ``cache.ids``) in view number ``view``.
 
         ``pixels`` is the rendered views, uint8 (B, *size, 3), or None when ``size`` is None.
@@ -47,8 +103,10 @@ class CacheTargets:
         self.cache = cache
         self.names = tuple(cache.targets if names is None else names)
 
-    def __call__(self, view: int, samples: np.ndarray, pixels: np.ndarray | None = None) -> dict[str, Dense]:
+    def __call__(
+        self, view: int, samples: np.ndarray, pixels: np.ndarray | None = None
+    ) -> dict[str, BatchTarget]:
         if not self.names:
             return {}
         decoded = self.cache.read(view, samples, self.names)
-        return {name: Dense(torch.from_numpy(d.values)) for name, d in decoded.items()}
+        return {name: to_tensors(one) for name, one in decoded.items()}

@@ -1,36 +1,85 @@
 """Knowledge distillation on logits.
 
-Hinton, Vinyals, Dean 2015, "Distilling the Knowledge in a Neural Network".
+Hinton, Vinyals, Dean 2015, "Distilling the Knowledge in a Neural Network". From hard labels: Touvron et al. 2021,
+"Training data-efficient image transformers" (DeiT), eq. 3.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from softcache.codecs.topk import Tail
 from softcache.errors import MismatchError, SpecError
-from softcache_train.targets import Dense
+from softcache_train.targets import BatchTarget, Dense, Hard, Sparse
+
+Target = BatchTarget | Tensor | Mapping[str, Tensor]
 
 
-def kd(student_logits: Tensor, target: Dense | Tensor, T: float = 4.0) -> Tensor:  # noqa: N803
-    """T²/B · Σᵢ KL(softmax(z_t/T) ‖ softmax(z_s/T)), a scalar (§2).
+def kd(student_logits: Tensor, target: Target, T: float = 4.0) -> Tensor:  # noqa: N803
+    """T²/B · Σᵢ KL(p_t(T) ‖ p_s(T)), a scalar, with p(T) = softmax(z/T) (Hinton §2).
 
     The factor T² keeps the size of the gradients, which scale as 1/T² (§2.1).
 
-    ``student_logits`` float (B, C); ``target`` the teacher's logits (B, C), as ``batch["logits"]``
-    or as a tensor. At least float32 is computed in. Raises :class:`MismatchError` when the shapes
-    differ and :class:`SpecError` unless T > 0.
+    From what ``topk`` kept, with K the kept classes and P = 1 − Σ_K p the mass of the others, in closed form:
+    Σ_K p_t log(p_t/p_s) + P_t log(P_t/P_s), the others being one bucket; or with ``tail=spread``
+    Σ_K p_t log(p_t/p_s) + P_t (log(P_t/n) − 1/n Σ log p_s), over the n others. From ``argmax``: −log p_s(1) of the
+    teacher's class, whatever T.
+
+    ``student_logits`` float (B, C); ``target`` as ``batch["logits"]`` of a :class:`~softcache_train.Loader` or of a
+    DataLoader over :func:`softcache.with_targets`, or the teacher's logits (B, C). At least float32 is computed in.
+    Raises :class:`MismatchError` when the shapes differ and :class:`SpecError` unless T > 0, or outside the
+    temperatures that ``topk`` kept.
     """
-    teacher_logits = target if isinstance(target, Tensor) else target.values
-    if student_logits.ndim != 2 or student_logits.shape != teacher_logits.shape:
-        raise MismatchError(
-            f"kd takes student and teacher logits of one shape (B, C), not "
-            f"{tuple(student_logits.shape)} and {tuple(teacher_logits.shape)}"
-        )
+    target = _understood(target, student_logits)
     if not T > 0:
         raise SpecError(f"the temperature T must be above 0, not {T}")
-    dtype = torch.promote_types(student_logits.dtype, torch.float32)
-    student = F.log_softmax(student_logits.to(dtype) / T, dim=1)
-    teacher = F.log_softmax(teacher_logits.detach().to(dtype) / T, dim=1)
-    return T**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+    z = student_logits.to(torch.promote_types(student_logits.dtype, torch.float32))
+    if isinstance(target, Hard):
+        return F.cross_entropy(z, target.values)
+    if isinstance(target, Sparse):
+        return T**2 * _sparse_kl(z, target, T)
+    teacher = F.log_softmax(target.values.detach().to(z.dtype) / T, dim=1)
+    return T**2 * F.kl_div(F.log_softmax(z / T, dim=1), teacher, reduction="batchmean", log_target=True)
+
+
+def _sparse_kl(z: Tensor, target: Sparse, T: float) -> Tensor:  # noqa: N803
+    rest = z.shape[1] - target.index.shape[1]
+    weights = torch.as_tensor(target.tail.weights(T), dtype=z.dtype, device=z.device)
+    log_rest = torch.tensor(float(rest), dtype=z.dtype, device=z.device).log()
+    other = target.soft_mean.to(z.dtype) @ weights / T + log_rest
+    p_t = F.log_softmax(torch.cat([target.values.to(z.dtype) / T, other[:, None]], dim=1), dim=1)
+
+    log_p = F.log_softmax(z / T, dim=1)
+    kept = log_p.gather(1, target.index)
+    left = log_p.scatter(1, target.index, 0.0 if target.tail.spread else -torch.inf)
+    others = left.sum(1) / rest + log_rest if target.tail.spread else left.logsumexp(1)
+    p_s = torch.cat([kept, others[:, None]], dim=1)
+    return (p_t.exp() * (p_t - p_s)).sum() / len(z)
+
+
+def _understood(target: Target, student_logits: Tensor) -> BatchTarget:
+    if isinstance(target, Tensor):
+        target = Hard(target, student_logits.shape[-1]) if not target.is_floating_point() else Dense(target)
+    elif isinstance(target, Mapping):
+        target = _collated(target, student_logits.shape[-1])
+    if isinstance(target, Dense):
+        shape = tuple(target.values.shape)
+    else:
+        classes = target.classes if isinstance(target, Hard) else target.tail.classes
+        shape = (len(target.values), classes)
+    if student_logits.ndim != 2 or tuple(student_logits.shape) != shape:
+        raise MismatchError(
+            f"kd takes student and teacher logits of one shape (B, C), not {tuple(student_logits.shape)} and {shape}"
+        )
+    return target
+
+
+def _collated(target: Mapping[str, Tensor], classes: int) -> Sparse:
+    """What a DataLoader made of :meth:`softcache.codecs.topk.SparseLogits.arrays`."""
+    spread, *at = target["tail"][0].tolist()
+    tail = Tail(classes, tuple(at), bool(spread))
+    return Sparse(target["index"], target["value"], target["soft_mean"], tail)
