@@ -20,6 +20,7 @@ _HOMES = {
     "diff": "checker",
     "open": "cache",
     "pair": "canary",
+    "plan": "pilot",
     "render": "recipe",
     "verify": "checker",
     "verify_live": "checker",
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from softcache.checker import diff as diff
     from softcache.checker import verify as verify
     from softcache.checker import verify_live as verify_live
+    from softcache.pilot import plan as plan
     from softcache.recipe import Recipe as Recipe
     from softcache.recipe import View as View
     from softcache.recipe import render as render

@@ -103,7 +103,7 @@ def build(
     if batch < 1 or workers < 1 or (block_rows is not None and block_rows < 1):
         raise SpecError("batch, block_rows and workers are at least 1")
     asked, made = requests(targets), Recipe(recipe, seed)
-    samples = _source(source, split, limit, layout, image_column, label_column)
+    samples = open_source(source, split, limit, layout, image_column, label_column)
     check_sizes(samples, views)
     size = (input_size, input_size) if isinstance(input_size, int) else input_size
     options = Options(
@@ -123,15 +123,16 @@ def build(
     store = out if isinstance(out, Store) else Store(out)
     who = assemble(teacher, weights, options)
     job = prepare(store, samples, who, made, asked, views, block_rows, skip_corrupt, ignore_labels)
-    rows = 0
+    meter = Meter(0, show=False)
     _reopen(job, say)
     if not store.exists(m.MANIFEST):
-        rows = _build_blocks(job, rank / world, workers, progress, say)
+        meter = _build_blocks(job, rank / world, workers, progress, say)
     else:
         say(f"{store.root} is complete: 0 rows through the teacher")
+    pace = meter.pace()
     finish(job)
     cache = caches.open(store.root)
-    cache.teacher_rows = rows
+    cache.teacher_rows, cache.pace = meter.rows, pace
     say(measure.tell(cache))
     return cache
 
@@ -162,14 +163,21 @@ def _silent(text: str) -> None:
     pass
 
 
-def _source(source: Any, split: str | None, limit: int | None, *rest: str | None) -> Source:
+def open_source(
+    source: Any,
+    split: str | None,
+    limit: int | None,
+    layout: str | None,
+    image_column: str | None,
+    label_column: str | None,
+) -> Source:
+    """The source that :func:`build` is asked to read, by the arguments of their names."""
     if isinstance(source, Source):
-        if any(v is not None for v in (split, limit, *rest)):
+        if any(v is not None for v in (split, limit, layout, image_column, label_column)):
             raise SpecError(
                 "split, limit, layout and columns belong to the Source you made; leave them out here"
             )
         return source
-    layout, image_column, label_column = rest
     return Source(
         source, split=split, limit=limit, layout=layout, image_column=image_column, label_column=label_column
     )
@@ -178,10 +186,10 @@ def _source(source: Any, split: str | None, limit: int | None, *rest: str | None
 # -- the loop ----------------------------------------------------------------------------------------------
 
 
-def _build_blocks(job: Job, share: float, workers: int, progress: bool, say: Callable[[str], None]) -> int:
+def _build_blocks(job: Job, share: float, workers: int, progress: bool, say: Callable[[str], None]) -> Meter:
     """Claim, compute and commit every block that has no receipt, with other builders at work or not.
 
-    Returns the rows that this builder's teacher answered.
+    Returns the meter of what this builder did.
     """
     blocks = list(job.grid.blocks())
     first = int(share * len(blocks))
@@ -202,7 +210,7 @@ def _build_blocks(job: Job, share: float, workers: int, progress: bool, say: Cal
                 time.sleep(0.1)  # other builders hold all that is left
             todo = held
     say(meter.summary())
-    return meter.rows
+    return meter
 
 
 def _pass(

@@ -66,6 +66,7 @@ class Cache:
         identity: what was built, as plain JSON values.
         manifest: None while the build is unfinished.
         teacher_rows: rows that a teacher answered in the very call of ``build`` that returned this; 0 when opened.
+        pace: and how fast, see :meth:`softcache.meter.Meter.pace`; empty when opened.
     """
 
     def __init__(self, store: Store, identity: m.Identity, manifest: m.Manifest | None):
@@ -74,6 +75,7 @@ class Cache:
         self.grid = identity.make_grid()
         self.samples, self.views = self.grid.samples, self.grid.views
         self.teacher_rows = 0
+        self.pace: dict[str, float] = {}
         self.targets: dict[str, Target] = identity.make_targets()
         self.parameters = identity.recipe.parameters
         self.arrays = {a.path: a for a in m.arrays(self.grid, self.targets, self.parameters)}

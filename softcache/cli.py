@@ -7,11 +7,13 @@ input, 2 damage, 3 mismatch, 130 stopped by Ctrl-C.
 from __future__ import annotations
 
 import argparse
+import functools
 import inspect
 import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,6 +25,16 @@ EXAMPLE = """example:
       --recipe 'crop(32, pad=4)|flip' --views 10 --target 'logits=full(u8)' --target 'layer3=int8' -o caches/cifar10
 
 Run the same command again after a crash or Ctrl-C: it goes on where it stopped."""
+
+PLAN_EXAMPLE = """A few hundred samples go through the teacher, into a cache in a temporary folder (TMPDIR) that is deleted.
+The flags are those of build-cache, and so is a config file: softcache plan cifar10.yaml --epochs 200
+
+Exit status 1 when the cache would not fit on the disk of -o."""
+
+PLAN_FLAGS = (
+    ("--pilot", 256, "samples to try, two views of each"),
+    ("--epochs", 30, "that a student will be trained for, to compare with the teacher online"),
+)
 
 # One entry a keyword argument of softcache.build: (metavar, help); a flag's type follows from the signature.
 BUILD_FLAGS: dict[str, tuple[str | None, str]] = {
@@ -95,6 +107,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     _add_build(build)
     build.set_defaults(run=_build)
 
+    plan = commands.add_parser("plan", help="what a cache would cost, and whether it pays, from a pilot")
+    _add_build(plan, planned=True)
+    plan.set_defaults(run=_plan)
+
     show = commands.add_parser("show", help="what a cache holds")
     show.add_argument("cache", type=Path)
     show.set_defaults(run=_show)
@@ -142,15 +158,22 @@ def _run(command: Callable[[], int]) -> int:
 # -- build -------------------------------------------------------------------------------------------------
 
 
-def _add_build(parser: argparse.ArgumentParser) -> None:
-    parser.epilog, parser.formatter_class = EXAMPLE, argparse.RawDescriptionHelpFormatter
+def _add_build(parser: argparse.ArgumentParser, planned: bool = False) -> None:
+    """The flags of ``build``, and of ``plan``, which are the same and a few."""
+    parser.epilog = PLAN_EXAMPLE if planned else EXAMPLE
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument(
         "config", nargs="?", type=Path, help="YAML file of these options (targets is a mapping there)"
     )
-    parser.add_argument("-o", "--out", type=Path, required=True, metavar="CACHE", help="the cache's folder")
+    where = "the cache's folder" + ", where the disk is looked at" * planned
+    parser.add_argument("-o", "--out", type=Path, required=not planned, metavar="CACHE", help=where)
     for name in BUILD_FLAGS:
         _add_flag(parser, name, default=argparse.SUPPRESS)
-    parser.add_argument("--json", action="store_true", help="the summary of the cache on stdout")
+    if planned:
+        for flag, number, help in PLAN_FLAGS:
+            parser.add_argument(flag, type=int, default=number, metavar="N", help=f"{help} ({number})")
+    what = "the plan" if planned else "the summary of the cache"
+    parser.add_argument("--json", action="store_true", help=f"{what} as JSON on stdout")
 
 
 def _add_flag(parser: argparse.ArgumentParser, name: str, default: Any) -> None:
@@ -184,16 +207,39 @@ def _size(text: str) -> tuple[int, ...]:
 def _build(arguments: argparse.Namespace) -> int:
     from softcache.builder import build
 
+    cache = _validated(build)(arguments.out, **_options(arguments))
+    if arguments.json:
+        print(json.dumps(summary(cache) | {"teacher_rows": cache.teacher_rows}, indent=2))
+    return 0
+
+
+def _options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What is said to ``build``: the config file's options, and the flags over them."""
     options = {k: v for k, v in vars(arguments).items() if k in BUILD_FLAGS}
     if arguments.config is not None:
         options = _read_config(arguments.config) | options
     for name in ("source", "teacher"):
         if name not in options:
             raise SpecError(f"--{name} is missing: {BUILD_FLAGS[name][1]}")
-    cache = _validated(build)(arguments.out, **options)
-    if arguments.json:
-        print(json.dumps(summary(cache) | {"teacher_rows": cache.teacher_rows}, indent=2))
-    return 0
+    return options
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from softcache.builder import build
+    from softcache.pilot import plan, tell
+
+    @functools.wraps(build)
+    def valid(out: Any, **options: Any) -> dict[str, Any]:
+        return options
+
+    options = _validated(valid)("", **_options(arguments))
+    try:
+        found = plan(arguments.out, pilot=arguments.pilot, epochs=arguments.epochs, **options)
+    except KeyboardInterrupt:
+        print("\nstopped; the pilot is deleted", file=sys.stderr)
+        return 130
+    print(json.dumps(asdict(found), indent=2) if arguments.json else tell(found, arguments.out))
+    return 1 if found.fits is False else 0
 
 
 def _read_config(path: Path) -> dict[str, Any]:

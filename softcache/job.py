@@ -69,7 +69,7 @@ def prepare(
     classes = None if ignore_labels else source.classes
     labels = np.full(len(source), -1) if ignore_labels else source.labels
     identity = partial(_identity, source, classes, labels, teacher, recipe, views)
-    stored = _stored(store)
+    stored = begun(store)
     said = None if stored is not None and stored.teacher.answer is None else teacher(_noise(teacher))
     if stored is None:
         targets = _resolve(said or {}, asked)
@@ -85,10 +85,11 @@ def prepare(
     return Job(store, source, teacher, recipe, stored, grid, targets, arrays, labels, skip_corrupt)
 
 
-def _stored(store: Store) -> m.Identity | None:
-    begun = store.exists(m.IDENTITY)
-    foreign = [] if begun else [n for n in store.names() if not n.startswith("ids/")]
-    if begun or store.exists(m.IDENTITY):  # asked again: another builder may have begun while we looked
+def begun(store: Store) -> m.Identity | None:
+    """The identity of the build in the store, None for a new one; :class:`MismatchError` where something else lies."""
+    started = store.exists(m.IDENTITY)
+    foreign = [] if started else [n for n in store.names() if not n.startswith("ids/")]
+    if started or store.exists(m.IDENTITY):  # asked again: another builder may have begun while we looked
         if store.exists(m.MANIFEST):
             caches.open(store.root)  # an edited manifest is damage, not something to build over
         return caches.read_identity(store)
@@ -182,7 +183,7 @@ def _identity(
     block_rows: int | None,
 ) -> m.Identity:
     who = teacher.identity()
-    rows = block_rows or _default_rows(targets, len(source), who.batch)
+    rows = block_rows or default_rows(targets, len(source), who.batch)
     return m.Identity(
         version=m.VERSION,
         source=m.SourceId(
@@ -228,7 +229,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "…"
 
 
-def _default_rows(targets: dict[str, Target], samples: int, batch: int) -> int:
+def default_rows(targets: dict[str, Target], samples: int, batch: int) -> int:
     """Whole batches, about 64 MiB and at most 8,192 rows; the blocks of a view alike, so that little is padding."""
     row = sum(int(np.prod(f.shape)) * np.dtype(f.dtype).itemsize for t in targets.values() for f in t.fields)
     most = min(_BLOCK_ROWS, max(batch, _BLOCK_BYTES // max(row, 1)))

@@ -27,6 +27,7 @@ class Meter:
     bytes: int = 0
     queue: int = 0
     spent: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+    _first: tuple[float, int, float] | None = None  # when the first batch was answered
     _begun: float = field(default_factory=time.monotonic)
     _printed: float = 0.0
     _past: deque[tuple[float, int, int, dict[str, float]]] = field(default_factory=deque)
@@ -44,6 +45,7 @@ class Meter:
         """Rows the teacher answered; prints the line when it is due."""
         self.rows += rows
         now = time.monotonic()
+        self._first = self._first or (now, self.rows, self.spent["teacher"])
         self._past.append((now, self.rows, self.bytes, dict(self.spent)))
         while len(self._past) > 2 and now - self._past[0][0] > _WINDOW:
             self._past.popleft()
@@ -51,6 +53,17 @@ class Meter:
         if self.show and now - self._printed > (0.5 if terminal else 15.0) and now - self._begun > 0.5:
             self._printed = now
             print(self.line(), end="\r" if terminal else "\n", file=sys.stderr, flush=True)
+
+    def pace(self) -> dict[str, float]:
+        """Rows a second until now: of the whole loop (``rows``), and of the teacher while it answers (``teacher_rows``).
+
+        The first batch, which pays for the start, does not count where there are others; empty where there is none.
+        """
+        if self._first is None:
+            return {}
+        at, rows, answering = self._first if self.rows > self._first[1] else (self._begun, 0, 0.0)
+        span, answered = time.monotonic() - at, self.spent["teacher"] - answering
+        return {"rows": (self.rows - rows) / span, "teacher_rows": (self.rows - rows) / max(answered, 1e-9)}
 
     def limit(self, since: dict[str, float] | None = None) -> tuple[str, float]:
         """The stage that takes the largest share of the main loop's time since then (or ever), and that share."""
@@ -67,7 +80,7 @@ class Meter:
         limit, share = self.limit(then)
         return (
             f"{self.rows:,}/{self.total:,} rows · {rate:,.0f} rows/s · {(self.bytes - size) / span / 1e6:,.1f} MB/s "
-            f"written · {self.queue} batches waiting to be written · {_clock(left)} left · "
+            f"written · {self.queue} batches waiting to be written · {clock(left)} left · "
             f"the limit is {limit} ({share:.0%})   "
         )
 
@@ -78,12 +91,13 @@ class Meter:
         span = max(time.monotonic() - self._begun, 1e-6)
         limit, share = self.limit()
         return (
-            f"{self.rows:,} rows through the teacher in {_clock(span)} ({self.rows / span:,.0f} rows/s), "
+            f"{self.rows:,} rows through the teacher in {clock(span)} ({self.rows / span:,.0f} rows/s), "
             f"{self.bytes / 1e6:,.1f} MB written; the limit was {limit} ({share:.0%} of the time)"
         )
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """``3725`` → ``"1:02:05"``."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -27,6 +27,7 @@ from softcache.spec import canonical_json
 BIG_ROW = 4096  # bytes of a row from which it becomes a compressed inner chunk of its own
 ZSTD_LEVEL = 1
 _CRC = 4
+_INDEX = 16  # bytes of a row's entry in the index of a sharded file
 _PIECE = 1 << 20
 _ABSENT = np.uint64(2**64 - 1)
 _DTYPES = {"uint8", "int8", "uint16", "int16", "uint32", "int32", "int64", "float16", "float32"}
@@ -138,6 +139,10 @@ class Array:
         """The size of every plain file."""
         return self.rows * self.row_bytes + _CRC
 
+    def fixed_bytes(self) -> int:
+        """The part of a file's size that its rows do not change: all of a plain one, the index of a sharded one."""
+        return self.rows * _INDEX + _CRC if self.big else self.plain_bytes()
+
 
 def group_metadata() -> bytes:
     """``zarr.json`` of a group."""
@@ -226,7 +231,7 @@ class Sharded:
     def __init__(self, path: Path, array: Array):
         self.path, self.array = path, array
         self._data = _map(path)
-        table = array.rows * 16 + _CRC
+        table = array.rows * _INDEX + _CRC
         if len(self._data) < table:
             raise DamageError(f"{path} has {len(self._data):,} bytes, less than its index of {table:,}")
         index = _checked(self._data[len(self._data) - table :], path, "the index")

@@ -60,7 +60,7 @@ def test_flags_build_what_the_function_builds(tmp_path: Path, small_folder: Path
     assert found["values"]["map"]["relative_l2"] == 0
 
 
-@pytest.mark.parametrize("command", [["build"], ["show"], ["verify"], ["diff"], []])
+@pytest.mark.parametrize("command", [["build"], ["plan"], ["show"], ["verify"], ["diff"], []])
 def test_help_exits_with_0(capsys, command: list[str]):
     status, out, _ = run(capsys, *command, "--help")
     assert status == 0 and "usage: softcache" in out
@@ -314,7 +314,7 @@ def test_every_command_is_in_the_readme():
     if not readme.is_file():
         pytest.skip("there is no README.md yet")
     text = readme.read_text()
-    for command in ("build-cache", "softcache show", "softcache verify", "softcache diff"):
+    for command in ("build-cache", "softcache plan", "softcache show", "softcache verify", "softcache diff"):
         assert command in text, f"README.md does not tell of {command!r}"
 
 

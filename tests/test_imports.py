@@ -19,7 +19,7 @@ FLOORS = [
     {"source", "recipe", "targets"},
     {"block", "zarrfile", "manifest"},
     {"cache", "canary", "reader"},
-    {"job", "meter", "measure", "builder", "rows", "finish", "checker", "teachers"},
+    {"job", "meter", "measure", "builder", "rows", "finish", "checker", "pilot", "teachers"},
     {"testing", "cli"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

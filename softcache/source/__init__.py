@@ -55,11 +55,21 @@ class Source:
         self.layout = _layout(data, layout)
         self._samples = _open(data, self.layout, split, image_column, label_column)
         _check(self._samples.ids, _name(data))
-        self._rows = _choose(self._samples.ids, limit)
+        self._take(_choose(self._samples.ids, limit))
+
+    def _take(self, rows: Sequence[int]) -> None:
+        self._rows = rows
         self.split = self._samples.split
-        self.ids = tuple(self._samples.ids[row] for row in self._rows)
+        self.ids = tuple(self._samples.ids[row] for row in rows)
         self.classes = self._samples.classes
         self._fingerprinted: bytes | None = None  # 32 a sample
+
+    def sample(self, count: int) -> Source:
+        """A source of ``count`` of these samples, chosen as ``limit`` does; of all where there are no more."""
+        part = Source.__new__(Source)
+        part.layout, part._samples = self.layout, self._samples
+        part._take([self._rows[i] for i in _choose(self.ids, count)])
+        return part
 
     def __len__(self) -> int:
         return len(self.ids)
