@@ -15,14 +15,18 @@ from softcache import spec as specs
 from softcache.errors import SpecError
 from softcache.keyed import Draws, draws
 from softcache.recipe.canvas import Canvas, Size
+from softcache.recipe.color_jitter import ColorJitter
 from softcache.recipe.crop import CenterCrop, Crop, RandomResizedCrop
+from softcache.recipe.erase import Cutout, Erase
 from softcache.recipe.flip import Flip
 from softcache.recipe.grayscale import Grayscale
 from softcache.recipe.identity import Identity
 from softcache.recipe.pixelop import PixelOp
+from softcache.recipe.rand_augment import RandAugment
 from softcache.recipe.render import VERSION as RENDER_VERSION
 from softcache.recipe.render import render
 from softcache.recipe.resize import Resize
+from softcache.recipe.solarize import Solarize
 from softcache.recipe.view import MAX_PARAMETERS, MAX_PIXELS, View
 
 __all__ = ["OPS", "Recipe", "View", "render"]
@@ -46,12 +50,17 @@ class Op(Protocol):
 
 OPS: Mapping[str, type[Op]] = {
     "center_crop": CenterCrop,
+    "color_jitter": ColorJitter,
     "crop": Crop,
+    "cutout": Cutout,
+    "erase": Erase,
     "flip": Flip,
     "grayscale": Grayscale,
     "identity": Identity,
+    "rand_augment": RandAugment,
     "random_resized_crop": RandomResizedCrop,
     "resize": Resize,
+    "solarize": Solarize,
 }
 
 

@@ -13,9 +13,15 @@ def whole(op: str, name: str, value: object, least: int) -> int:
     return value
 
 
+def number(op: str, name: str, value: object, most: float) -> None:
+    """:class:`SpecError` unless ``value`` is a number from 0 to ``most``."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
+        raise SpecError(f"{op}: {name} must be a number from 0 to {most:g}, not {value!r}")
+
+
 def probability(op: str, value: object) -> None:
     """:class:`SpecError` unless ``value`` is a number from 0 to 1."""
-    if type(value) not in (int, float) or not 0 <= value <= 1:  # type: ignore[operator]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
         raise SpecError(f"{op}: p must be a probability from 0 to 1, not {value!r}")
 
 

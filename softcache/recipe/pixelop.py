@@ -24,5 +24,5 @@ class PixelOp(ABC):
         return size
 
     def apply(self, canvas: Canvas, draws: Draws) -> Canvas:
-        drawn = self.draw((canvas.height, canvas.width), draws)
+        drawn = tuple(map(int, self.draw((canvas.height, canvas.width), draws)))
         return canvas.then(drawn + (0,) * (self.parameters - len(drawn)))
