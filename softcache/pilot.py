@@ -112,7 +112,7 @@ def plan(out: str | Path | None = None, *, pilot: int = 256, epochs: int = 30, *
     build_hours = (reading * len(source) + rows / pace["rows"]) / 3600 / settings["world"]
     epoch_hours = len(source) / pace["teacher_rows"] / 3600
     assert cache.manifest is not None
-    report = cache.manifest.report.model_dump(exclude={"bytes"})
+    report = cache.manifest.report
     return Plan(
         source=source.describe(),
         samples=len(source),
@@ -127,10 +127,14 @@ def plan(out: str | Path | None = None, *, pilot: int = 256, epochs: int = 30, *
         teacher_rows_per_second=pace["teacher_rows"],
         rows_per_second=pace["rows"],
         hours=build_hours,
+        bytes_per_row=report.bytes_per_row,
+        fidelity=report.fidelity,
+        labelled=report.labelled,
+        top1=report.top1,
+        teacher_top1=report.teacher_top1,
         break_even_epochs=math.ceil(build_hours / epoch_hours),
         epochs=epochs,
         online=[_against(n, epochs, build_hours, epoch_hours) for n in STUDENTS],
-        **report,
     )
 
 
