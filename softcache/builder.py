@@ -74,7 +74,7 @@ def build(
 
     Args:
         out: the cache's folder.
-        source: a path (Parquet, ImageFolder), a map-style dataset, or a :class:`~softcache.Source`.
+        source: a path, a map-style dataset, or a :class:`~softcache.Source`.
         teacher: ``torchvision:NAME``, ``timm:NAME``, ``package.module:factory``, a module or any callable; or a
             list of those, which run as one: see :mod:`softcache.teachers.ensemble`.
         recipe: how views are made, e.g. ``"crop(32, pad=4)|flip"``.
@@ -123,6 +123,8 @@ def build(
     store = out if isinstance(out, Store) else Store(out)
     who = assemble(teacher, weights, options)
     job = prepare(store, samples, who, made, asked, views, block_rows, skip_corrupt, ignore_labels)
+    if samples.rotation:
+        say(samples.rotation)
     meter = Meter(0, show=False)
     _reopen(job, say)
     if not store.exists(m.MANIFEST):

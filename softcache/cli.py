@@ -40,12 +40,16 @@ PLAN_FLAGS = (
 BUILD_FLAGS: dict[str, tuple[str | None, str]] = {
     "source": (
         "PATH",
-        "Parquet folder (Hugging Face layout) or ImageFolder; the layout is recognised and printed",
+        "Parquet (Hugging Face layout), a dataset saved to disk by datasets, WebDataset tars, an ImageFolder or a folder of "
+        "images without labels; the layout is recognised and printed",
     ),
     "split": ("NAME", "the split, where the source has several"),
     "limit": ("N", "a keyed sample of N images (not the first N)"),
-    "layout": ("NAME", "parquet or imagefolder, where it is not recognised rightly"),
-    "image_column": ("NAME", "the column of a Parquet source that holds the images"),
+    "layout": (
+        "NAME",
+        "parquet, arrow, webdataset, imagefolder or folder, where it is not recognised rightly",
+    ),
+    "image_column": ("NAME", "the column that holds the images (WebDataset: their extension)"),
     "label_column": ("NAME", "and the one that holds the labels"),
     "teacher": (
         "SPEC",
@@ -405,8 +409,9 @@ def _verify_live(arguments: argparse.Namespace, cache: Any) -> int:
             raise SpecError(f"--live needs --{name}: the cache never loads its teacher by itself")
     if arguments.live < 1:
         raise SpecError(f"--live {arguments.live}: at least one row")
-    columns = {k: getattr(arguments, k) for k in ("limit", "layout", "image_column", "label_column")}
-    source = Source(arguments.source, split=arguments.split or cache.identity["source"]["split"], **columns)
+    said = {k: getattr(arguments, k) for k in ("split", "limit", "layout", "image_column", "label_column")}
+    built = {k: cache.identity["source"][k] for k in ("split", "layout") if said[k] is None}
+    source = Source(arguments.source, **said | built)
     said = {
         k: getattr(arguments, k) for k in ("allow_pickle", "device", "input_size", "mean", "std", "color")
     }

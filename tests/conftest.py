@@ -17,6 +17,9 @@ settings.register_profile("softcache", deadline=None)
 settings.load_profile("softcache")
 
 
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests make their data themselves
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real data (CIFAR-10, weights, logits), read in place."""

@@ -1,21 +1,25 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import io
+import multiprocessing
 import os
 import pickle
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
+import layouts
 import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
 from softcache.errors import SourceError, UnreadableImage
 from softcache.keyed import hash64
-from softcache.source import Source, find_unreadable, rowgroups
+from softcache.source import LAYOUTS, Source, find_unreadable, rowgroups
 from softcache.source.decode import to_rgb
 
 REPO = Path(__file__).resolve().parents[1]
@@ -541,6 +545,135 @@ def test_the_fingerprint_of_pixels_knows_their_shape():
     assert Source([Image.fromarray(image)]).fingerprint == one
     assert Source([image.reshape(24, 20, 3)]).fingerprint != one
     assert Source([image ^ np.uint8(1)]).fingerprint != one
+
+
+# --- what every layout promises -----------------------------------------------------------------
+
+
+@pytest.fixture(params=LAYOUTS)
+def written(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path, list[bytes]]:
+    """Ten images, and the layout and folder that they are in."""
+    return request.param, tmp_path / "data", layouts.write(request.param, tmp_path / "data")
+
+
+def number(id: str) -> int:
+    """Of the image, from its name: ``train/cat/003.png`` → 3."""
+    return int(id.rsplit("/", 1)[-1].removesuffix(".png"))
+
+
+def test_every_layout_is_recognised_and_gives_what_was_written(written):
+    layout, root, images = written
+    source = Source(root)
+    assert (source.layout, source.split, len(source)) == (layout, "train", 10)
+    assert all(isinstance(id, str) for id in source.ids) and len(set(source.ids)) == 10
+    for i, id in enumerate(source.ids):
+        assert np.array_equal(source.image(i), layouts.pixels(number(id)))
+        expected = None if layout == "folder" else layouts.label(number(id), 10)
+        assert source.label(id) == expected
+    assert source.classes == (None if layout == "folder" else layouts.CLASSES)
+    assert source.labels.dtype == np.int64 and source.labels.shape == (10,)
+    assert source.contents([3]) == [hashlib.sha256(images[number(source.ids[3])]).hexdigest()]
+    assert layout in source.describe() and "10 samples" in source.describe()
+
+
+def test_every_layout_is_the_same_wherever_it_lies_and_whenever_it_was_touched(written):
+    layout, root, _ = written
+    before = Source(root)
+    fingerprint = before.fingerprint
+    for file in root.rglob("*"):
+        os.utime(file, (1, 1))
+    after = Source(root.rename(root.parent / "else where"), layout=layout)
+    assert (after.ids, after.fingerprint) == (before.ids, fingerprint)
+
+
+def test_every_layout_notices_one_changed_bit(written):
+    _, root, images = written
+    source = Source(root)
+    fingerprint = source.fingerprint
+    victim = source.ids.index(next(id for id in source.ids if number(id) == 7))
+    layouts.change_byte(root, images[7])
+    source = pickle.loads(pickle.dumps(source))  # as a worker has it, which has read nothing yet
+    with pytest.raises(SourceError, match="changed since it was fingerprinted"):
+        source.image(victim)
+    source.image((victim + 1) % 10)
+    changed = Source(root)
+    assert changed.fingerprint != fingerprint and changed.ids_digest == source.ids_digest
+
+
+def test_every_layout_has_splits_to_choose_from(written):
+    layout, root, _ = written
+    layouts.write(layout, root, "val", count=6, seed=100)
+    with pytest.raises(SourceError, match=r"several splits \(train, val\)"):
+        Source(root)
+    with pytest.raises(SourceError, match="did you mean 'val'"):
+        Source(root, split="vall")
+    val = Source(root, split="val")
+    assert (len(val), val.split) == (6, "val")
+    assert np.array_equal(val.image(0), layouts.pixels(100 + number(val.ids[0])))
+
+
+def test_every_layout_takes_a_sample_by_key(written):
+    _, root, _ = written
+    whole, some, fewer = (Source(root, limit=limit) for limit in (None, 6, 3))
+    assert len(some) == 6 and set(fewer.ids) < set(some.ids) < set(whole.ids)
+    assert np.array_equal(fewer.image(1), whole.image(whole.index(fewer.ids[1])))
+    assert fewer.label(fewer.ids[1]) == whole.label(fewer.ids[1])
+
+
+def digests(source: Source) -> list[str]:
+    return [hashlib.sha256(source.image(i).tobytes()).hexdigest() for i in range(len(source))]
+
+
+@pytest.mark.parametrize("start", ["spawn", "fork"])
+def test_every_layout_goes_to_another_process(written, start: str):
+    _, root, _ = written
+    source = Source(root)
+    here = digests(source)  # so that whatever is kept open is open
+    assert len(pickle.dumps(source)) < 20_000
+    with multiprocessing.get_context(start).Pool(1) as pool:
+        assert pool.apply_async(digests, (source,)).get(60) == here
+
+
+def test_a_source_opened_before_a_fork_is_read_after_it(written):
+    """By a child that inherits it, as a ``DataLoader`` hands it on."""
+    _, root, _ = written
+    source = Source(root)
+    here = digests(source)
+    child = os.fork()
+    if child == 0:
+        try:
+            os._exit(0 if digests(source) == here else 1)
+        finally:
+            os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert digests(source) == here
+
+
+def test_every_layout_is_read_by_threads(written):
+    _, root, _ = written
+    expected = digests(Source(root))
+    source = Source(root)  # read for the first time by all of them at once
+    with ThreadPoolExecutor(8) as pool:
+        assert all(found == expected for found in pool.map(digests, [source] * 8))
+
+
+def test_every_layout_says_what_it_does_not_find(tmp_path: Path, written):
+    layout, *_ = written
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SourceError):
+        Source(tmp_path / "empty", layout=layout)
+    (tmp_path / "file").write_bytes(b"nothing")
+    with pytest.raises(SourceError):
+        Source(tmp_path / "file", layout=layout)
+
+
+def test_two_layouts_in_one_folder_are_no_guess(written):
+    layout, root, _ = written
+    other = "webdataset" if layout == "parquet" else "parquet"
+    layouts.write(other, root)
+    with pytest.raises(SourceError, match=rf"may be read as.*{layout}.*layout="):
+        Source(root)
+    assert len(Source(root, layout=layout)) == 10
 
 
 # --- whatever the layout ------------------------------------------------------------------------

@@ -1,7 +1,11 @@
 """Source: an ordered set of samples (ids, images, labels, class names) with a fingerprint.
 
 ``Source("data/cifar10", split="train")`` recognises the layout of a path; a map-style Python dataset is
-taken as it is. Each layout is one file here, which opens to a :class:`~.layout.Samples`.
+taken as it is. Each layout is one file here, a module with
+
+* ``LOOK``: what it is recognised by, for messages;
+* ``recognise(path) -> bool``: is it this layout? Cheap, and never true of what another one claims;
+* ``open_split(path, split, image_column, label_column) -> Samples`` (see :mod:`.layout`).
 """
 
 from __future__ import annotations
@@ -19,8 +23,8 @@ import numpy as np
 
 from softcache.errors import SourceError, UnreadableImage, nearest
 from softcache.keyed import hash64
-from softcache.source import dataset, imagefolder, parquet
-from softcache.source.decode import to_rgb
+from softcache.source import arrow, dataset, folder, imagefolder, parquet, webdataset
+from softcache.source.decode import is_rotated, to_rgb
 from softcache.source.layout import Samples
 from softcache.spec import canonical_json, digest, digest_ids
 
@@ -28,7 +32,14 @@ __all__ = ["Source", "digest_contents", "digest_labels", "find_unreadable"]
 
 T = TypeVar("T")
 
-LAYOUTS = ("parquet", "imagefolder", "dataset")
+LAYOUTS = {
+    "parquet": parquet,
+    "arrow": arrow,
+    "webdataset": webdataset,
+    "imagefolder": imagefolder,
+    "folder": folder,
+}
+PYTHON = "dataset"  # the layout of a Python object
 SOME = 256  # samples a thread takes at a time
 
 
@@ -63,6 +74,7 @@ class Source:
         self.ids = tuple(self._samples.ids[row] for row in rows)
         self.classes = self._samples.classes
         self._fingerprinted: bytes | None = None  # 32 a sample
+        self._rotated = 0
 
     def sample(self, count: int) -> Source:
         """A source of ``count`` of these samples, chosen as ``limit`` does; of all where there are no more."""
@@ -130,13 +142,21 @@ class Source:
         Raises :class:`UnreadableImage` for content that cannot be read (whether it can be decoded does
         not matter).
         """
-        contents = self.contents(range(len(self)))
+        seen = _in_threads(lambda i: self._guarded(i, lambda c: (_digest(c), is_rotated(c))), len(self))
+        contents = [content for content, _ in seen]
         self._fingerprinted = b"".join(map(bytes.fromhex, contents))
+        self._rotated = sum(rotated for _, rotated in seen)
         return digest_contents(self.ids, contents)
 
     def contents(self, index: Sequence[int]) -> list[str]:
         """sha256 of the content of some samples, read by threads."""
         return _in_threads(lambda i: self._guarded(index[i], _digest), len(index))
+
+    @property
+    def rotation(self) -> str:
+        """One line for a person where, as the fingerprint found, JPEG files ask to be shown turned; else empty."""
+        found = f"{self._rotated:,} JPEG files have an EXIF orientation, which is not applied: pixels are used as stored"
+        return found if self._rotated else ""
 
     def describe(self) -> str:
         """One line for a person."""
@@ -213,30 +233,34 @@ def digest_labels(labels: np.ndarray) -> str | None:
 
 
 def _layout(data: Any, wanted: str | None) -> str:
-    if wanted is not None and wanted not in LAYOUTS:
-        raise SourceError(f"unknown layout {wanted!r}{nearest(wanted, LAYOUTS)}")
+    names = (*LAYOUTS, PYTHON)
+    if wanted is not None and wanted not in names:
+        raise SourceError(f"unknown layout {wanted!r}{nearest(wanted, names)}")
     if not isinstance(data, str | Path):
-        if wanted not in (None, "dataset"):
+        if wanted not in (None, PYTHON):
             raise SourceError(f"layout {wanted!r} is read from a path, not a {type(data).__name__}")
-        return "dataset"
+        return PYTHON
     path = Path(data)
     if not path.exists():
         raise SourceError(f"there is no {path}; give the path of a dataset")
-    if wanted == "dataset":
-        raise SourceError(f"layout 'dataset' takes a Python object, not the path {path}")
+    if wanted == PYTHON:
+        raise SourceError(f"layout {PYTHON!r} takes a Python object, not the path {path}")
     return wanted or _recognised(path)
 
 
 def _recognised(path: Path) -> str:
-    if parquet.recognise(path):
-        return "parquet"
-    if imagefolder.recognise(path):
-        return "imagefolder"
+    found = [name for name, layout in LAYOUTS.items() if layout.recognise(path)]
+    if len(found) > 1:
+        looks = " and ".join(f"{LAYOUTS[name].LOOK} ({name})" for name in found)
+        raise SourceError(
+            f"{path} may be read as {' or as '.join(found)}: it has {looks}; say which with layout= "
+            "(--layout)"
+        )
+    if found:
+        return found[0]
     there = "a file" if path.is_file() else _entries(path)
-    raise SourceError(
-        f"the layout of {path} is not recognised: looked for *.parquet (directly, in data/ or in a "
-        f"split's folder) and for class folders with images; there is {there}"
-    )
+    looked = "; ".join(layout.LOOK for layout in LAYOUTS.values())
+    raise SourceError(f"the layout of {path} is not recognised: looked for {looked}; there is {there}")
 
 
 def _entries(path: Path) -> str:
@@ -247,12 +271,8 @@ def _entries(path: Path) -> str:
 def _open(
     data: Any, layout: str, split: str | None, image_column: str | None, label_column: str | None
 ) -> Samples:
-    if layout == "parquet":
-        return parquet.open_split(Path(data), split, image_column, label_column)
-    if layout == "imagefolder":
-        if image_column or label_column:
-            raise SourceError(f"{data} is an ImageFolder, which has no columns; leave *_column= out")
-        return imagefolder.open_split(Path(data), split)
+    if layout != PYTHON:
+        return LAYOUTS[layout].open_split(Path(data), split, image_column, label_column)
     if split is not None:
         raise SourceError(f"a {type(data).__name__} is one split already; leave split={split!r} out")
     return dataset.open_dataset(data, image_column, label_column)

@@ -1,4 +1,7 @@
-"""Any map-style Python dataset: items are an image, (image, label, …) or a mapping."""
+"""Any map-style Python dataset: items are an image, (image, label, …) or a mapping.
+
+A Hugging Face ``Dataset`` is one, whose ``features`` name the classes.
+"""
 
 from __future__ import annotations
 
@@ -33,8 +36,12 @@ class Dataset:
 
     @property
     def labels(self) -> np.ndarray:
-        """From ``.targets`` where the dataset has it; else every item is read."""
+        """From ``.targets`` or a Hugging Face column where there is one; else every item is read."""
         targets = getattr(self.data, "targets", None)
+        if targets is None and (column := _label_column(self.data, self.label_key)):
+            with self._lock:
+                found = self.data.with_format(None)[column]
+            targets = [-1 if label is None else label for label in found]
         if targets is None:
             with self._lock:
                 targets = [_label(self.data[row], self.label_key) for row in range(len(self.ids))]
@@ -62,9 +69,23 @@ def open_dataset(data: Any, image_key: str | None, label_key: str | None) -> Dat
             f"a {type(data).__name__} is neither a path nor a map-style dataset "
             "(an object with __len__ and __getitem__)"
         )
+    if isinstance(data, Mapping):
+        raise SourceError(
+            f"a {type(data).__name__} is no dataset, but may hold some ({', '.join(map(str, data))}): give one of them"
+        )
     names = getattr(data, "classes", None)
+    if names is None and (column := _label_column(data, label_key)):
+        names = getattr(data.features[column], "names", None)
     classes = None if names is None else tuple(map(str, names))
     return Dataset(data, [str(i) for i in range(len(data))], classes, image_key, label_key)
+
+
+def _label_column(data: Any, wanted: str | None) -> str | None:
+    """The wanted column of a Hugging Face dataset, or one of the usual names; None for other datasets."""
+    features = getattr(data, "features", None)
+    if not (isinstance(features, Mapping) and hasattr(data, "with_format")):
+        return None
+    return next((name for name in ((wanted,) if wanted else LABEL_KEYS) if name in features), None)
 
 
 def _image(item: Any, key: str | None) -> Any:

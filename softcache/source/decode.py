@@ -1,4 +1,13 @@
-"""Encoded bytes, PIL images and arrays → uint8 RGB pixels."""
+"""Encoded bytes, PIL images and arrays → uint8 RGB pixels, by one rule for what is out of the ordinary:
+
+* grey is repeated; a palette is looked up; alpha and transparency are dropped, whatever colour lies under them;
+* CMYK becomes RGB as Pillow converts it, (255 − C)(255 − K) / 255; in a JPEG it is taken to be stored inverted, as
+  Adobe does, whether Adobe's marker is there or not;
+* of sixteen bits the high byte is kept, in grey and in colour; whole numbers of 32 bits and floats are refused;
+* of an animation the first frame counts, of a TIFF the first page;
+* an EXIF orientation is not applied, as torchvision's and timm's loaders do not (TIFF's own tag is, by Pillow);
+* what a decoder calls damaged or cut short is refused.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +23,14 @@ EXTENSIONS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm",
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 MAX_PIXELS = 178_956_970  # where Pillow, too, refuses an image as a decompression bomb
 
+_APP1, _ORIENTATION = 0xE1, 0x0112
+
 
 def to_rgb(content: Any) -> np.ndarray:
     """uint8 ``(H, W, 3)`` of encoded bytes, a PIL image, an array or a tensor.
 
     Arrays are uint8 ``(H, W)``, ``(H, W, 1)`` or ``(H, W, 3)``; tensors (whatever has ``.numpy()``)
-    uint8 ``(C, H, W)`` or ``(H, W)``. Alpha is dropped, sixteen-bit greys keep their high byte, no EXIF
-    rotation is applied, and of an animation the first frame counts.
+    uint8 ``(C, H, W)`` or ``(H, W)``. What is out of the ordinary goes by the rule above.
 
     Raises :class:`SourceError` for other types and dtypes, and what the decoders raise (``OSError``,
     ``ValueError``, …) for bytes that are not a whole image.
@@ -38,6 +48,31 @@ def to_rgb(content: Any) -> np.ndarray:
         f"a dataset item holds a {type(content).__name__} where an image was expected; "
         "it must yield undecoded bytes, PIL images or uint8 arrays"
     )
+
+
+def is_rotated(content: Any) -> bool:
+    """Do the bytes begin as a JPEG whose EXIF asks for it to be shown turned or mirrored? Reads headers only."""
+    if not isinstance(content, bytes) or not content.startswith(b"\xff\xd8"):
+        return False
+    at = 2
+    while content[at : at + 1] == b"\xff" and content[at + 1 : at + 2] not in (b"\xda", b"\xd9", b""):
+        size = int.from_bytes(content[at + 2 : at + 4], "big")
+        if content[at + 1] == _APP1 and content.startswith(b"Exif\0\0", at + 4):
+            return _orientation(content[at + 10 : at + 2 + size]) in range(2, 9)
+        at += 2 + max(size, 2)
+    return False
+
+
+def _orientation(tiff: bytes) -> int:
+    """The tag in the first directory; 1, as it stands, where there is none."""
+    order = "little" if tiff.startswith(b"II") else "big"
+
+    def number(at: int, size: int) -> int:
+        return int.from_bytes(tiff[at : at + size], order)
+
+    first = number(4, 4)
+    entries = range(first + 2, min(first + 2 + 12 * number(first, 2), len(tiff)), 12)
+    return next((number(at + 8, 2) for at in entries if number(at, 2) == _ORIENTATION), 1)
 
 
 def _decode(data: bytes) -> np.ndarray:
@@ -79,6 +114,8 @@ def _pillow(image: Any) -> np.ndarray:
         raise ValueError(
             f"its pixels are of mode {image.mode}, whose range is not known: save it with 8 or 16 bits"
         )
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # the same colours, without Pillow's warning
     return np.array(image.convert("RGB"))
 
 

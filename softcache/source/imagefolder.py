@@ -2,43 +2,33 @@
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from softcache.errors import SourceError
 from softcache.source.decode import EXTENSIONS
+from softcache.source.files import Files, has_images, images_in, refuse_columns, split_folders, subfolders
 from softcache.source.layout import SPLITS, choose_split
 
-
-@dataclass(frozen=True)
-class ImageFolder:
-    """An opened folder; ids are POSIX paths relative to ``root``, sorted by class and path."""
-
-    root: Path
-    split: str | None
-    ids: list[str]
-    labels: np.ndarray
-    classes: tuple[str, ...]
-    notes: tuple[str, ...]
-
-    def read(self, row: int) -> bytes:
-        return (self.root / self.ids[row]).read_bytes()
-
-    def where(self, row: int) -> str:
-        return str(self.root / self.ids[row])
+LOOK = "class folders with images"
 
 
 def recognise(path: Path) -> bool:
-    """Is there an image in a folder of a folder?"""
-    return path.is_dir() and any(_is_image(name) for folder in _folders(path) for _, name in _walk(folder))
+    """Is there an image in a folder of a folder (that of a split not being one)?"""
+    if not path.is_dir():
+        return False
+    splits = split_folders(path)
+    classes = [folder for folder in subfolders(path) if folder not in splits]
+    classes += [folder for split in splits for folder in subfolders(split)]
+    return any(has_images(folder, below=True) for folder in classes)
 
 
-def open_split(path: Path, split: str | None) -> ImageFolder:
-    """Raises :class:`SourceError` for a split that is not there and a class folder without images."""
-    splits = [f.name for f in _folders(path) if f.name in SPLITS and _folders(f)]
+def open_split(path: Path, split: str | None, image_column: str | None, label_column: str | None) -> Files:
+    """Ids are sorted by class and path. Raises :class:`SourceError` for a split that is not there and a class
+    folder without images."""
+    refuse_columns(path, image_column, label_column)
+    splits = [f.name for f in split_folders(path) if subfolders(f)]
     if splits:
         split = choose_split(split, splits, path)
         path = path / split
@@ -47,13 +37,12 @@ def open_split(path: Path, split: str | None) -> ImageFolder:
             f"{path} has no split {split!r}: it has class folders directly, and none of "
             f"{', '.join(SPLITS)}; leave split= out, or point to the folder above"
         )
-    classes = _folders(path)
+    classes = subfolders(path)
     ids: list[str] = []
     labels: list[int] = []
     ignored = 0
     for label, folder in enumerate(classes):
-        files = sorted(Path(where, name).relative_to(path).as_posix() for where, name in _walk(folder))
-        images = [file for file in files if _is_image(file)]
+        images, others = images_in(folder, path)
         if not images:
             raise SourceError(
                 f"the class folder {folder} holds no images ({', '.join(sorted(EXTENSIONS))}); "
@@ -61,23 +50,9 @@ def open_split(path: Path, split: str | None) -> ImageFolder:
             )
         ids += images
         labels += [label] * len(images)
-        ignored += len(files) - len(images)
-    notes = (f"{ignored:,} files that are not images ignored",) if ignored else ()
+        ignored += others
+    notes = [f"{ignored:,} files that are not images ignored"] if ignored else []
+    if has_images(path, below=False):
+        notes.append(f"images directly in {path.name}, in no class folder, ignored")
     names = tuple(folder.name for folder in classes)
-    return ImageFolder(path, split, ids, np.array(labels, np.int64), names, notes)
-
-
-def _folders(path: Path) -> list[Path]:
-    return sorted(f for f in path.iterdir() if f.is_dir() and not f.name.startswith("."))
-
-
-def _walk(folder: Path):
-    """(folder, file name) of every file below that is not hidden; links to folders are not followed,
-    as they may lead in a circle."""
-    for where, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from ((where, name) for name in files if not name.startswith("."))
-
-
-def _is_image(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in EXTENSIONS  # noqa: PTH122
+    return Files(path, split, ids, np.array(labels, np.int64), names, tuple(notes))

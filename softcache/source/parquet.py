@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from softcache.errors import SourceError, nearest
+from softcache.errors import SourceError
+from softcache.source import columns
 from softcache.source.layout import SPLITS, choose_split
 from softcache.source.rowgroups import RowGroups
 
-LABEL_NAMES = ("label", "labels", "fine_label")
+LOOK = "*.parquet (directly, in data/ or in a split's folder)"
 _STEM = re.compile(r"(?P<split>.+?)(-\d{5}-of-(?P<total>\d{5}))?(-[0-9a-f]{16})?")
 
 
@@ -61,16 +62,16 @@ def open_split(path: Path, split: str | None, image_column: str | None, label_co
     with _open(files[0]) as first:
         schema = first.schema_arrow
     features = _features(schema)
-    image = _image_column(schema, features, image_column)
-    label = _label_column(schema, features, label_column)
+    image = columns.image_column(schema, features, image_column)
+    label = columns.label_column(schema, features, label_column)
     parts = [_read(file, schema, image, label) for file in files]
     return Parquet(
         split,
         _ids(files, parts),
         np.concatenate([part.labels for part in parts]),
-        _classes(features, label),
+        columns.classes(features, label),
         notes,
-        RowGroups(files, tuple(p.metadata for p in parts), _leaf(schema, image, "bytes") or image),
+        RowGroups(files, tuple(p.metadata for p in parts), columns.leaf(schema, image, "bytes") or image),
     )
 
 
@@ -84,7 +85,7 @@ class _Part:
 
 
 def _read(file: Path, schema: Any, image: str, label: str | None) -> _Part:
-    path = _leaf(schema, image, "path")
+    path = columns.leaf(schema, image, "path")
     with _open(file) as opened:
         absent = {image, label} - {None, *opened.schema_arrow.names}
         if absent:
@@ -156,89 +157,14 @@ def _damaged(file: Path, e: Exception) -> SourceError:
 
 def _features(schema: Any) -> dict[str, Any]:
     try:
-        features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
+        return columns.features(json.loads(schema.metadata[b"huggingface"])["info"])
     except (TypeError, KeyError, ValueError):
         return {}
-    if not isinstance(features, dict):
-        return {}
-    return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
-
-
-def _of_type(features: dict[str, Any], kind: str) -> list[str]:
-    return [name for name, feature in features.items() if feature.get("_type") == kind]
-
-
-def _leaf(schema: Any, column: str, child: str) -> str | None:
-    """``column.child`` where the column is a struct with that child."""
-    kind = schema.field(column).type
-    has = kind.num_fields and any(kind.field(i).name == child for i in range(kind.num_fields))
-    return f"{column}.{child}" if has else None
-
-
-def _image_column(schema: Any, features: dict[str, Any], wanted: str | None) -> str:
-    from pyarrow import types
-
-    structs = [name for name in schema.names if _leaf(schema, name, "bytes")]
-    binaries = [
-        field.name for field in schema if types.is_binary(field.type) or types.is_large_binary(field.type)
-    ]
-    if wanted is not None:
-        return _wanted(wanted, [*structs, *binaries], schema, "image")
-    declared = [n for n in _of_type(features, "Image") if n in [*structs, *binaries]]
-    column = _only(declared or structs or binaries, schema, "image")
-    if column is None:
-        raise SourceError(f"no column holds images: {_columns(schema)}; name it with image_column=")
-    return column
-
-
-def _label_column(schema: Any, features: dict[str, Any], wanted: str | None) -> str | None:
-    from pyarrow import types
-
-    numbers = [field.name for field in schema if types.is_integer(field.type)]
-    if wanted is not None:
-        return _wanted(wanted, numbers, schema, "label")
-    declared = [name for name in _of_type(features, "ClassLabel") if name in numbers]
-    return _only(declared or [n for n in LABEL_NAMES if n in numbers], schema, "label")
-
-
-def _wanted(name: str, fit: list[str], schema: Any, what: str) -> str:
-    if name in fit:
-        return name
-    if name in schema.names:
-        raise SourceError(f"the column {name!r} cannot be the {what}: {_columns(schema)}")
-    raise SourceError(f"there is no column {name!r}{nearest(name, schema.names)}")
-
-
-def _only(names: list[str], schema: Any, what: str) -> str | None:
-    if len(names) > 1:
-        raise SourceError(
-            f"several columns could be the {what} ({', '.join(names)}): choose with {what}_column=; "
-            f"{_columns(schema)}"
-        )
-    return names[0] if names else None
-
-
-def _columns(schema: Any) -> str:
-    return "the columns are " + ", ".join(f"{field.name} ({field.type})" for field in schema)
 
 
 def _ids(files: tuple[Path, ...], parts: list[_Part]) -> list[str]:
-    paths = [path for part in parts for path in part.paths]
-    names = [path for path in paths if path and _relative(path)]
-    if len(set(names)) == len(paths):
-        return names
-    return [
+    return columns.names([path for part in parts for path in part.paths]) or [
         f"{file.stem}:{row}"
         for file, part in zip(files, parts, strict=True)
         for row in range(len(part.paths))
     ]
-
-
-def _relative(path: str) -> bool:
-    """An id goes into the cache, and a folder of somebody's machine should not."""
-    return path[0] not in "/\\~" and path[1:2] != ":"
-
-
-def _classes(features: dict[str, Any], label: str | None) -> tuple[str, ...] | None:
-    names = features.get(label, {}).get("names") if label else None
-    return tuple(map(str, names)) if isinstance(names, list) else None

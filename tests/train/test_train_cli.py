@@ -10,8 +10,12 @@ import sys
 import time
 from pathlib import Path
 
+import layouts
 import pytest
 from softcache_train import cli, load_student
+
+from softcache.cli import build_cache
+from softcache.source import LAYOUTS
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "train" / "configs"
@@ -43,6 +47,20 @@ def test_json(arguments, capsys, tmp_path):
     result = json.loads(capsys.readouterr().out)
     assert result["epochs"] == 1 and 0 <= result["top1"] <= 1
     assert Path(result["model"]).is_file() and result["out"] == str(tmp_path / "out")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_of_source(layout, config, tmp_path, capsys):
+    """Built by the command, trained by the command, from the path alone."""
+    layouts.write(layout, tmp_path / "data", count=24)
+    images = ["--source", str(tmp_path / "data")]
+    out = str(tmp_path / "cache")
+    teacher = ["--teacher", "softcache.testing:toy_teacher", "--ignore-labels"]
+    assert build_cache([*images, *teacher, "--recipe", "resize(8)", "-o", out]) == 0
+    sets = ["--set", "student=resnet8", "epochs=1", "global_batch=8", "alpha=1"]
+    assert cli.main([config, "--cache", out, *images, "-o", str(tmp_path / "run"), *sets]) == 0
+    err = capsys.readouterr().err
+    assert "24 ids found" in err and "pixels equal" in err
 
 
 def test_val_split(arguments, capsys):
