@@ -1,6 +1,7 @@
 """``build``: run the teacher over a source once, and keep what it said.
 
-One visible loop: claim a block, render its batches, run the teacher, encode, write the shards, then the receipt.
+One visible loop: claim a block in several views, decode an image once for all of them, render, run the teacher, encode,
+write the shards, then the receipt.
 Run again after a crash it resumes: a block with a receipt is never computed again.
 """
 
@@ -36,6 +37,8 @@ from softcache.teachers import Options
 from softcache.teachers.ensemble import assemble
 
 _AHEAD = 4  # batches rendered ahead, and batches that may wait to be written
+_PARTS = 8  # of a batch, rendered by threads
+_TOGETHER = 256 << 20  # bytes of encoded rows and of pixels, of the views for which an image is decoded once
 
 
 def build(
@@ -128,7 +131,7 @@ def build(
     meter = Meter(0, show=False)
     _reopen(job, say)
     if not store.exists(m.MANIFEST):
-        meter = _build_blocks(job, rank / world, workers, progress, say)
+        meter = _build_blocks(job, rank, world, workers, progress, say)
     else:
         say(f"{store.root} is complete: 0 rows through the teacher")
     pace = meter.pace()
@@ -188,18 +191,20 @@ def open_source(
 # -- the loop ----------------------------------------------------------------------------------------------
 
 
-def _build_blocks(job: Job, share: float, workers: int, progress: bool, say: Callable[[str], None]) -> Meter:
+def _build_blocks(
+    job: Job, rank: int, world: int, workers: int, progress: bool, say: Callable[[str], None]
+) -> Meter:
     """Claim, compute and commit every block that has no receipt, with other builders at work or not.
 
-    Returns the meter of what this builder did.
+    Returns what was measured; ``rows`` is the rows that this builder's teacher answered.
     """
-    blocks = list(job.grid.blocks())
-    first = int(share * len(blocks))
-    blocks = blocks[first:] + blocks[:first]
-    todo = [b for b in blocks if not job.store.exists(m.Receipt.path(b))]
-    if len(todo) < len(blocks):
-        say(f"{len(blocks) - len(todo):,} of {len(blocks):,} blocks are committed; going on with the rest")
-    meter = Meter(sum(b.rows for b in todo), progress)
+    groups = _groups(job, world)
+    first = rank * len(groups) // world
+    todo = _missing(job, groups[first:] + groups[:first])
+    every, left = sum(map(len, groups)), sum(map(len, todo))
+    if left < every:
+        say(f"{every - left:,} of {every:,} blocks are committed; going on with the rest")
+    meter = Meter(sum(b.rows for group in todo for b in group), progress)
     with ThreadPoolExecutor(workers) as readers, ThreadPoolExecutor(1) as writer:
         while todo:
             try:
@@ -207,7 +212,7 @@ def _build_blocks(job: Job, share: float, workers: int, progress: bool, say: Cal
             except BaseException:
                 readers.shutdown(wait=False, cancel_futures=True)
                 raise
-            held = [b for b in todo if not job.store.exists(m.Receipt.path(b))]
+            held = _missing(job, todo)
             if held == todo:
                 time.sleep(0.1)  # other builders hold all that is left
             todo = held
@@ -215,28 +220,48 @@ def _build_blocks(job: Job, share: float, workers: int, progress: bool, say: Cal
     return meter
 
 
+def _groups(job: Job, world: int) -> list[list[Block]]:
+    """All blocks; those in one list are views of the same samples, which are decoded once for all of them.
+
+    They are as many as can be held in memory together, and not so many that one of ``world`` builders has none.
+    """
+    grid, (height, width) = job.grid, job.teacher.input_spec.size
+    encoded = grid.block_rows * sum(a.row_bytes for a in job.arrays)
+    pixels = 2 * job.batch * height * width * 3  # a batch at the teacher, and the next one
+    most = min(_TOGETHER // (encoded + pixels), grid.views * grid.blocks_per_view // world)
+    parts = np.array_split(np.arange(grid.views), -(-grid.views // max(1, most)))
+    every = range(grid.blocks_per_view)
+    return [[grid.block(v, index) for v in views.tolist()] for views in parts for index in every]
+
+
+def _missing(job: Job, groups: list[list[Block]]) -> list[list[Block]]:
+    """The blocks that have no receipt yet."""
+    found = [[b for b in group if not job.store.exists(m.Receipt.path(b))] for group in groups]
+    return [group for group in found if group]
+
+
 def _pass(
-    job: Job, todo: list[Block], readers: ThreadPoolExecutor, writer: ThreadPoolExecutor, meter: Meter
+    job: Job, todo: list[list[Block]], readers: ThreadPoolExecutor, writer: ThreadPoolExecutor, meter: Meter
 ) -> None:
     waiting: deque[Future[int]] = deque()
     # Left in the opposite order: a claim is held until its block is written, whatever happens.
     with ExitStack() as claims, _finished(waiting):
-        batches = _ahead(_rendered(job, todo, readers, claims), _AHEAD)
+        rendered = _ahead(_rendered(job, todo, readers, claims))
         while True:
             with meter.stage("decode"):
-                future = next(batches, None)
-                batch = None if future is None else future.result()
-            if batch is None:
+                batches = next(rendered, None)
+            if batches is None:
                 break
-            _refuse_unreadable(job, batch)
-            with meter.stage("teacher"):
-                answer = job.teacher(batch.pixels)
-            with meter.stage("write"):
-                waiting.append(writer.submit(keep, job, batch, answer))
-                while len(waiting) > _AHEAD or (waiting and waiting[0].done()):
-                    meter.bytes += waiting.popleft().result()
-            meter.queue = len(waiting)
-            meter.add(batch.rows)
+            for batch in batches:
+                _refuse_unreadable(job, batch)
+                with meter.stage("teacher"):
+                    answer = job.teacher(batch.pixels)
+                with meter.stage("write"):
+                    waiting.append(writer.submit(keep, job, batch, answer))
+                    while len(waiting) > _AHEAD or (waiting and waiting[0].done()):
+                        meter.bytes += waiting.popleft().result()
+                meter.queue = len(waiting)
+                meter.add(batch.rows)
         for done in waiting:
             meter.bytes += done.result()
 
@@ -249,47 +274,68 @@ def _finished(futures: deque[Future[int]]) -> Iterator[None]:
         wait(futures)
 
 
-def _ahead(futures: Iterator[Future[Batch]], count: int) -> Iterator[Future[Batch]]:
-    """The same futures, with ``count`` of them always submitted before they are asked for."""
-    line: deque[Future[Batch]] = deque()
-    for future in futures:
-        line.append(future)
-        if len(line) > count:
-            yield line.popleft()
-    yield from line
+def _ahead(rendered: Iterator[tuple[list[Batch], list[Future[None]]]]) -> Iterator[list[Batch]]:
+    """The batches when they are done, with :data:`_AHEAD` of the next, or more, always being rendered meanwhile."""
+    line: deque[tuple[list[Batch], list[Future[None]]]] = deque()
+    for one in rendered:
+        line.append(one)
+        if sum(len(batches) for batches, _ in line) - len(line[0][0]) >= _AHEAD:
+            yield _whole(*line.popleft())
+    while line:
+        yield _whole(*line.popleft())
+
+
+def _whole(batches: list[Batch], parts: list[Future[None]]) -> list[Batch]:
+    for part in parts:
+        part.result()
+    return batches
 
 
 def _rendered(
-    job: Job, todo: list[Block], readers: ThreadPoolExecutor, claims: ExitStack
-) -> Iterator[Future[Batch]]:
-    """Claim block after block, and hand their batches to the readers."""
-    for block in todo:
-        claim = claims.enter_context(ExitStack())
-        if not claim.enter_context(job.store.claim(block.name)) or job.store.exists(m.Receipt.path(block)):
-            claim.close()
-            continue
-        work = Work(block, job.grid.samples_of(block), claim)
-        for start in range(0, block.rows, job.batch):
-            yield readers.submit(_render, job, work, start)
+    job: Job, todo: list[list[Block]], readers: ThreadPoolExecutor, claims: ExitStack
+) -> Iterator[tuple[list[Batch], list[Future[None]]]]:
+    """Claim group after group, and hand the same batch of each of its views to the readers."""
+    for group in todo:
+        works = [work for block in group if (work := _claimed(job, block, claims))]
+        for start in range(0, group[0].rows, job.batch) if works else ():
+            batches = [_empty(job, work, start) for work in works]
+            rows = range(batches[0].rows)
+            yield batches, [readers.submit(_render, job, batches, rows[i::_PARTS]) for i in range(_PARTS)]
 
 
-def _render(job: Job, work: Work, start: int) -> Batch:
-    samples = work.samples[start : start + job.batch].tolist()
-    size = job.teacher.input_spec.size
-    pixels = np.zeros((job.batch, *size, 3), np.uint8)
-    views = m.view_rows(len(samples), job.recipe.parameters)
-    unreadable = []
-    for row, sample in enumerate(samples):
+def _claimed(job: Job, block: Block, claims: ExitStack) -> Work | None:
+    """The block on its way; None where another builder has it, or had it."""
+    claim = claims.enter_context(ExitStack())
+    if claim.enter_context(job.store.claim(block.name)) and not job.store.exists(m.Receipt.path(block)):
+        return Work(block, job.grid.samples_of(block), claim)
+    claim.close()
+    return None
+
+
+def _empty(job: Job, work: Work, start: int) -> Batch:
+    rows = min(job.batch, work.block.rows - start)
+    pixels = np.zeros((job.batch, *job.teacher.input_spec.size, 3), np.uint8)
+    return Batch(work, start, rows, pixels, m.view_rows(rows, job.recipe.parameters), [])
+
+
+def _render(job: Job, batches: list[Batch], rows: range) -> None:
+    """Fill some rows of batches that are views of the same samples: an image is decoded once."""
+    first, size = batches[0], job.teacher.input_spec.size
+    for row in rows:
+        sample = int(first.work.samples[first.start + row])
         try:
             image = job.source.image(sample)
         except UnreadableImage:
-            unreadable.append(sample)
+            for batch in batches:
+                batch.unreadable.append(sample)
             continue
-        view = job.recipe.view(job.source.ids[sample], work.block.view, image.shape[1], image.shape[0])
-        pixels[row] = render(image, view, size)
-        for name, numbers in view.fields().items():
-            views[name][row] = numbers
-    return Batch(work, start, len(samples), pixels, views, unreadable)
+        for batch in batches:
+            view = job.recipe.view(
+                job.source.ids[sample], batch.work.block.view, image.shape[1], image.shape[0]
+            )
+            batch.pixels[row] = render(image, view, size)
+            for name, numbers in view.fields().items():
+                batch.views[name][row] = numbers
 
 
 def _refuse_unreadable(job: Job, batch: Batch) -> None:

@@ -85,7 +85,7 @@ def bench_build(data: Path, rounds: int) -> None:
                     False,
                     False,
                 )
-                blocks = list(made.grid.blocks())
+                blocks = [[block] for block in made.grid.blocks()]
                 meter = Meter(len(source), show=False)
                 with ThreadPoolExecutor(2) as readers, ThreadPoolExecutor(1) as writer:
                     start = time.perf_counter()
