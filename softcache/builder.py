@@ -34,6 +34,8 @@ from softcache.source import Source, find_unreadable
 from softcache.store import Store
 from softcache.targets import requests
 from softcache.teachers import Options
+from softcache.teachers.classes import aligned
+from softcache.teachers.classes import read as read_classes
 from softcache.teachers.ensemble import assemble
 
 _AHEAD = 4  # batches rendered ahead, and batches that may wait to be written
@@ -64,6 +66,8 @@ def build(
     std: tuple[float, float, float] | None = None,
     color: str | None = None,
     flip_tta: bool = False,
+    classes: str | Path | Sequence[str] | None = None,
+    label_smoothing: float | None = None,
     batch: int = 64,
     block_rows: int | None = None,
     skip_corrupt: bool = False,
@@ -78,8 +82,8 @@ def build(
     Args:
         out: the cache's folder.
         source: a path, a map-style dataset, or a :class:`~softcache.Source`.
-        teacher: ``torchvision:NAME``, ``timm:NAME``, ``package.module:factory``, a module or any callable; or a
-            list of those, which run as one: see :mod:`softcache.teachers.ensemble`.
+        teacher: ``torchvision:NAME``, ``timm:NAME``, ``onnx:FILE``, ``package.module:factory``, a module or any
+            callable; or a list of those, which run as one: see :mod:`softcache.teachers.ensemble`.
         recipe: how views are made, e.g. ``"crop(32, pad=4)|flip"``.
         targets: what to keep: ``{"logits": "full(u8)", "layer3": "int8"}``; a name other than ``logits`` is a module.
         views: views of each image. seed: keys the views and the order on disk.
@@ -88,6 +92,9 @@ def build(
         precision: ``fp32``, ``bf16`` or ``fp16``. device: a torch device; CUDA where there is one.
         input_size, mean, std, color: what the teacher wants to see, where it does not say so itself.
         flip_tta: logits are the mean over an image and its mirror image.
+        classes: the teacher's class names in its order, or a file of them, where it carries none: its logits are put
+            into the order of the source's.
+        label_smoothing: ε of the teacher's training; recorded, for who learns from it.
         batch: rows a teacher's batch. block_rows: rows a block; about 64 MiB by default.
         skip_corrupt: keep rows of unreadable images as invalid, instead of refusing.
         ignore_labels: the source's labels are not the teacher's classes; keep neither.
@@ -105,6 +112,8 @@ def build(
         raise SpecError(f"rank {rank} of world {world}: ranks go from 0 to world - 1")
     if batch < 1 or workers < 1 or (block_rows is not None and block_rows < 1):
         raise SpecError("batch, block_rows and workers are at least 1")
+    if label_smoothing is not None and not 0 <= label_smoothing < 1:
+        raise SpecError(f"label_smoothing {label_smoothing}: it is from 0 up to 1, such as 0.1")
     asked, made = requests(targets), Recipe(recipe, seed)
     samples = open_source(source, split, limit, layout, image_column, label_column)
     check_sizes(samples, views)
@@ -120,11 +129,13 @@ def build(
         std=std,
         color=color,
         flip_tta=flip_tta,
+        label_smoothing=label_smoothing,
     )
     say: Callable[[str], None] = _say if progress else _silent
     say(samples.describe())
     store = out if isinstance(out, Store) else Store(out)
     who = assemble(teacher, weights, options)
+    who = aligned(who, read_classes(classes), None if ignore_labels else samples.classes, say)
     job = prepare(store, samples, who, made, asked, views, block_rows, skip_corrupt, ignore_labels)
     if samples.rotation:
         say(samples.rotation)

@@ -141,7 +141,7 @@ def verify_live(
     """
     pairing = canary.pair(cache, source)
     ours, theirs = cache.identity["teacher"], teacher.identity().model_dump(mode="json")
-    for key in ("members", "weights", "input_spec", "flip_tta"):
+    for key in ("members", "weights", "input_spec", "flip_tta", "columns"):
         if ours.get(key) != theirs.get(key):
             raise MismatchError(
                 f"the teacher is not the one of the cache: its {key} is {theirs.get(key)} and was {ours.get(key)}"

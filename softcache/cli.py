@@ -53,7 +53,7 @@ BUILD_FLAGS: dict[str, tuple[str | None, str]] = {
     "label_column": ("NAME", "and the one that holds the labels"),
     "teacher": (
         "SPEC",
-        "torchvision:NAME, timm:NAME or package.module:factory; said several times, they run as one",
+        "torchvision:NAME, timm:NAME, onnx:FILE or package.module:factory; said several times, they run as one",
     ),
     "weights": ("FILE", "the teacher's weights, .safetensors; once for each of several teachers"),
     "allow_pickle": (None, "allow --weights to be a pickle (recorded in the cache)"),
@@ -74,6 +74,8 @@ BUILD_FLAGS: dict[str, tuple[str | None, str]] = {
     "std": ("R,G,B", "likewise"),
     "color": ("ORDER", "its channel order, RGB or BGR"),
     "flip_tta": (None, "logits are the mean over an image and its mirror image"),
+    "classes": ("FILE", "the teacher's class names in its order, one a line, where it carries none"),
+    "label_smoothing": ("E", "of the teacher's training; recorded, for who learns from it"),
     "batch": ("N", "rows a teacher's batch (part of the cache's identity)"),
     "block_rows": ("N", "rows a block; about 64 MiB by default"),
     "skip_corrupt": (None, "keep the rows of unreadable images as invalid, instead of refusing"),
@@ -196,7 +198,7 @@ def _add_flag(parser: argparse.ArgumentParser, name: str, default: Any) -> None:
 
 def _types() -> dict[str, Callable[[str], Any]]:
     whole = dict.fromkeys(("limit", "views", "seed", "batch", "block_rows", "rank", "world", "workers"), int)
-    return {**whole, "input_size": _size, "mean": _floats, "std": _floats}
+    return {**whole, "label_smoothing": float, "input_size": _size, "mean": _floats, "std": _floats}
 
 
 def _floats(text: str) -> tuple[float, ...]:
@@ -349,8 +351,12 @@ def _shown(found: dict[str, Any]) -> list[str]:
     ]
     for number, member in enumerate(teacher.get("members", ())):
         lines.append(f"           {number}: {member['name']}, weights {member['weights'] or 'unknown'}")
-    if teacher.get("flip_tta"):
-        lines.append("           the mean over each image and its mirror image")
+    notes = {
+        "flip_tta": "the mean over each image and its mirror image",
+        "columns": "its classes were put into the source's order",
+        "label_smoothing": f"trained with label smoothing {teacher.get('label_smoothing')}",
+    }
+    lines += [f"           {note}" for key, note in notes.items() if teacher.get(key)]
     report = found.get("report", {})
     for name, target in identity["targets"].items():
         bytes_ = report.get("bytes_per_row", {}).get(name)

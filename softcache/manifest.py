@@ -103,10 +103,11 @@ class TeacherId(_Model):
     ``answer``: mean and standard deviation of each target's answer to one picture of noise, so that changed code does
     not pass for the same teacher; None for a callable that names its weights.
     ``members``: those of an ensemble; its ``weights`` is a digest of theirs, its ``input_spec`` the first one's.
-    ``flip_tta``: logits are the mean over an image and its mirror image.
+    ``flip_tta``: logits are the mean over an image and its mirror image. ``columns``: where the cache's classes were among
+    its own, when their order differs. ``label_smoothing``: ε of its training, where that is known.
     """
 
-    ADDED = frozenset({"members", "flip_tta"})
+    ADDED = frozenset({"members", "flip_tta", "columns", "label_smoothing"})
 
     name: str
     weights: Sha | None
@@ -118,6 +119,8 @@ class TeacherId(_Model):
     answer: list[float] | None = None
     members: list[MemberId] | None = None
     flip_tta: bool = False
+    columns: list[Count] | None = None
+    label_smoothing: FiniteFloat | None = None
 
 
 class TargetId(_Model):

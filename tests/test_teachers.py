@@ -66,7 +66,8 @@ IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 # -- the contract of TEACHERS: a new member is put in here -----------------------------------------------------
 
-every_kind = pytest.mark.parametrize("kind", sorted(TEACHERS))
+# A graph in a file is of another sort: tests/test_onnx.py.
+every_kind = pytest.mark.parametrize("kind", sorted(TEACHERS.keys() - {"onnx"}))
 
 
 def test_every_kind_is_a_module_with_load():
@@ -161,13 +162,38 @@ def test_without_the_library_it_says_what_to_install(kind: str, monkeypatch):
         load(f"{kind}:resnet18", Options())
 
 
-def test_torchvision_takes_a_head_of_your_own_classes(tmp_path: Path):
+def seven(kind: str, name: str) -> Any:
+    library = pytest.importorskip(kind)
+    return (library.models.get_model if kind == "torchvision" else library.create_model)(name, num_classes=7)
+
+
+# the head is called fc, classifier.1 (a convolution), head.fc; and the last comes without a head
+@pytest.mark.parametrize("format", ["safetensors", "pth"])
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("torchvision", "resnet18"), ("torchvision", "squeezenet1_1"), ("timm", "resnet18"), ("timm", "convnext_atto"),
+     ("timm", "test_vit")],
+)  # fmt: skip
+def test_a_head_of_your_own_classes_is_taken_from_the_file(tmp_path: Path, kind: str, name: str, format: str):
+    import torch
     from safetensors.torch import save_file
 
-    vision = pytest.importorskip("torchvision")
-    save_file(vision.models.resnet18(num_classes=7).state_dict(), tmp_path / "seven.safetensors")
-    teacher = load("torchvision:resnet18", Options(weights=tmp_path / "seven.safetensors", **SMALL_INPUT))
-    assert teacher(PIXELS)["logits"].shape == (2, 7)
+    model = seven(kind, name).eval()
+    path = tmp_path / f"seven.{format}"
+    if format == "pth":
+        torch.save({"model": model.state_dict(), "epoch": 3}, path)
+    else:
+        save_file({k: v.contiguous() for k, v in model.state_dict().items()}, path)
+    teacher = load(
+        f"{kind}:{name}",
+        Options(weights=path, allow_pickle=True, **IMAGENET, **SMALL_INPUT | SIZES.get(name, {})),
+    )
+    size = teacher.input_spec.size
+    pixels = np.random.default_rng(0).integers(0, 256, (2, *size, 3), np.uint8)
+    assert np.allclose(teacher(pixels)["logits"], answer(model, pixels, **IMAGENET), atol=1e-4)
+
+
+SIZES: dict[str, Any] = {"test_vit": {"input_size": (160, 160)}}
 
 
 # -- weights ---------------------------------------------------------------------------------------------------
@@ -189,6 +215,78 @@ def test_the_digest_is_of_the_values_however_they_came(models):
         load(model, Options(input_size=(64, 64), **IMAGENET)).identity().weights,
     }
     assert len(digests) == 1 and None not in digests
+
+
+def saved(state: dict[str, Any]) -> dict[str, Any]:
+    """Checkpoints as trainers write them: name → what is saved."""
+    import argparse
+
+    flags = argparse.Namespace(lr=0.1, model="net")  # as torchvision's and DeiT's reference trainers do
+    return {
+        "plain": state,
+        "state_dict": {"state_dict": state, "epoch": 3, "optimizer": {"state": {}}},
+        "model": {
+            "model": state,
+            "model_ema": {"module." + k: v * 0 for k, v in state.items()},
+            "args": flags,
+        },
+        "model_ema": {
+            "model_ema": {
+                "n_averaged": state["head.bias"].sum(),
+                **{"module." + k: v for k, v in state.items()},
+            }
+        },
+        "ema": {"ema": state, "step": 5},
+        "compiled": {"_orig_mod." + k: v for k, v in state.items()},
+        "parallel": {"module._orig_mod." + k: v for k, v in state.items()},
+        "lightning": {
+            "state_dict": {"model." + k: v for k, v in state.items()},
+            "hyper_parameters": {"lr": 0.1},
+        },
+    }
+
+
+@pytest.mark.parametrize(
+    "kind", ["plain", "state_dict", "model", "model_ema", "ema", "compiled", "parallel", "lightning"]
+)
+def test_a_checkpoint_is_found_where_trainers_put_it(tmp_path: Path, kind: str):
+    import torch
+
+    trained = net()
+    with torch.no_grad():
+        trained.head.weight += 1
+    torch.save(saved(trained.state_dict())[kind], tmp_path / "w.pth")
+    teacher = load(net(), Options(weights=tmp_path / "w.pth", allow_pickle=True))
+    assert np.array_equal(teacher(small())["logits"], load(trained, Options())(small())["logits"])
+    assert teacher.identity().weights == load(trained, Options()).identity().weights
+
+
+def test_a_name_that_only_looks_like_a_wrappers_is_kept(tmp_path: Path):
+    from safetensors.torch import save_file
+    from torch import nn
+
+    model = nn.Sequential()
+    model.add_module("module", nn.Sequential(nn.Flatten(), nn.Linear(72, 5)))
+    save_file(model.state_dict(), tmp_path / "w.safetensors")
+    options = Options(weights=tmp_path / "w.safetensors", input_size=(4, 6), mean=(0,) * 3, std=(1,) * 3)  # type: ignore[arg-type]
+    assert load(model, options)(small())["logits"].shape == (3, 5)
+
+
+def test_what_does_not_fit_is_named(tmp_path: Path):
+    import torch
+
+    torch.save({"head.weight": torch.zeros(2, 4), "bias": torch.zeros(2)}, tmp_path / "w.pth")
+    told = (
+        r"head.weight is \(2, 4\) in the file and \(2, 3\) in the network; head.bias is missing in the file; "
+        "bias is not in the network"
+    )
+    with pytest.raises(TeacherError, match=told):
+        load(net(), Options(weights=tmp_path / "w.pth", allow_pickle=True))
+    torch.save({"net": net().state_dict(), "acc": 0.9}, tmp_path / "w.pth")
+    with pytest.raises(
+        TeacherError, match=r"no state dict .* under state_dict, model, model_ema, ema but net, acc"
+    ):
+        load(net(), Options(weights=tmp_path / "w.pth", allow_pickle=True))
 
 
 def test_one_changed_weight_is_another_teacher(models):

@@ -39,12 +39,24 @@ class Options:
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
     color: str | None = None
-    flip_tta: bool = False  # see softcache.teachers.ensemble.assemble
+    label_smoothing: float | None = None  # ε of its training, where it is known
+    # Wrapped around it by softcache.teachers.ensemble.assemble:
+    flip_tta: bool = False
+    columns: tuple[int, ...] | None = None
+
+    def said(self) -> dict[str, Any]:
+        """What goes into a teacher's identity as it is."""
+        return {
+            "precision": self.precision,
+            "batch": self.batch,
+            "label_smoothing": self.label_smoothing,
+        }
 
     @classmethod
     def like(cls, teacher: Mapping[str, Any], **said: Any) -> Options:
         """Those a cache's teacher was built with (``cache.identity["teacher"]``), but for what is said anew."""
         built = {k: teacher[k] for k in ("precision", "batch", "flip_tta") if k in teacher}
+        built["columns"] = tuple(teacher["columns"]) if teacher.get("columns") else None
         first, *others = (member["input_spec"] for member in teacher.get("members", [teacher]))
         for name, key in {"input_size": "size", "mean": "mean", "std": "std", "color": "color"}.items():
             if all(spec[key] == first[key] for spec in others):  # or else each carries its own
@@ -65,14 +77,14 @@ class Teacher(Protocol):
 
 
 # name before the colon → module of this package with ``load(name, options)``
-TEACHERS = {"timm": "timm", "torchvision": "torchvision"}
+TEACHERS = {"onnx": "onnx", "timm": "timm", "torchvision": "torchvision"}
 
 
 def load(teacher: str | Callable[..., Any], options: Options) -> Teacher:
     """A teacher from its spec, or around a callable or a ``torch.nn.Module``.
 
     Args:
-        teacher: ``torchvision:NAME``, ``timm:NAME``, ``package.module:factory``, or the object itself.
+        teacher: ``torchvision:NAME``, ``timm:NAME``, ``onnx:FILE``, ``package.module:factory``, or the object itself.
         options: weights, taps, precision and the rest.
 
     Raises:

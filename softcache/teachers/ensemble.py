@@ -19,6 +19,7 @@ from softcache.errors import MismatchError, SpecError, TeacherError
 from softcache.manifest import InputSpec, MemberId, TeacherId
 from softcache.targets import is_logits
 from softcache.teachers import Options, Teacher, load
+from softcache.teachers.classes import Permuted
 
 Asked = str | Callable[..., Any]
 
@@ -28,7 +29,7 @@ def assemble(
     weights: str | Path | Sequence[str | Path | None] | None,
     options: Options,
 ) -> Teacher:
-    """The teacher, or several as one, with ``flip_tta`` around it; what a build, a check and a trainer run.
+    """The teacher, or several as one, with ``flip_tta`` and ``columns`` around it; what a build, a check and a trainer run.
 
     Args:
         teacher: what :func:`softcache.teachers.load` takes, or several of it.
@@ -63,7 +64,8 @@ def assemble(
         made: Teacher = Ensemble(members, options)
     else:
         made = load(asked[0], replace(options, weights=files[0]))
-    return FlipTta(made) if options.flip_tta else made
+    made = FlipTta(made) if options.flip_tta else made
+    return made if options.columns is None else Permuted(made, options.columns)
 
 
 def _listed(value: Any) -> list[Any]:
@@ -94,7 +96,7 @@ class Ensemble:
     """
 
     def __init__(self, members: Sequence[Teacher], options: Options):
-        self.members, self._taps = tuple(members), options.taps
+        self.members, self._options = tuple(members), options
         self._names = [m.identity().name for m in self.members]
         self.probed = any(m.probed for m in self.members)
         self.input_spec: InputSpec = self.members[0].input_spec
@@ -130,7 +132,10 @@ class Ensemble:
                 )
         named = {f"{i}.{name}": value for i, answer in enumerate(said) for name, value in answer.items()}
         mean = np.stack([answer["logits"] for answer in said]).mean(axis=0, dtype=np.float64)
-        return {"logits": mean.astype(np.float32), **{n: v for n, v in named.items() if n in self._taps}}
+        return {
+            "logits": mean.astype(np.float32),
+            **{n: v for n, v in named.items() if n in self._options.taps},
+        }
 
     def identity(self) -> TeacherId:
         who = [m.identity() for m in self.members]
@@ -141,9 +146,8 @@ class Ensemble:
             weights=None if None in digests else spec.digest(" ".join(map(str, digests)).encode()),
             weights_format=None if set(formats) == {None} else _each(f or "not from a file" for f in formats),
             input_spec=self.input_spec,
-            precision=who[0].precision,
             processor=_each(w.processor for w in who),
-            batch=who[0].batch,
+            **self._options.said(),
             members=[MemberId(**w.model_dump(include=set(MemberId.model_fields))) for w in who],
         )
 

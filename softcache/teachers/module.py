@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +9,8 @@ import torch
 
 from softcache.errors import SpecError, TeacherError, nearest, suggest
 from softcache.manifest import InputSpec, TeacherId
-from softcache.teachers import Options, input_spec
+from softcache.teachers import Options, input_spec, weights
+from softcache.teachers.classes import names_of
 
 PRECISIONS = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -26,11 +25,11 @@ class ModuleTeacher:
         if options.precision not in PRECISIONS:
             raise SpecError(f"precision {options.precision!r}{nearest(options.precision, PRECISIONS)}")
         self._name, self._options, self.probed = name, options, True
-        self._format = load_weights(model, options, name)
+        self._format = weights.load(model, options, name)
         self.input_spec: InputSpec = input_spec(options, spec or getattr(model, "input_spec", None), name)
-        self.classes = getattr(model, "classes", None)
+        self.classes = names_of(getattr(model, "classes", None))
         self._device, self._model = _place(model.eval(), options.device)
-        self._weights = state_digest(model)
+        self._weights = weights.digest(model)
         self._tapped: dict[str, torch.Tensor] = {}
         self._tap(options.taps)
         self._mean, self._std = (
@@ -89,9 +88,8 @@ class ModuleTeacher:
             weights=self._weights,
             weights_format=self._format,
             input_spec=self.input_spec,
-            precision=self._options.precision,
             processor=processor(self._device),
-            batch=self._options.batch,
+            **self._options.said(),
         )
 
     def libraries(self) -> dict[str, str]:
@@ -120,69 +118,3 @@ def processor(device: torch.device) -> str:
     if device.type == "cuda":
         return f"cuda {torch.cuda.get_device_name(device)}"
     return f"{device.type} {torch.backends.cpu.get_cpu_capability()}"
-
-
-def load_weights(model: torch.nn.Module, options: Options, name: str) -> str | None:
-    """Load ``options.weights`` strictly; the format they were in, or None where none were given."""
-    if options.weights is None:
-        return None
-    path = Path(options.weights)
-    if not path.is_file():
-        raise TeacherError(f"the weights {path} do not exist: put the teacher's file there, or name another")
-    state, kind = _read_weights(path, options.allow_pickle)
-    try:
-        model.load_state_dict(state, strict=True)
-    except RuntimeError as e:
-        lines = [line.strip() for line in str(e).splitlines()[1:4]]
-        detail = " ".join(line[:200] for line in lines)
-        raise TeacherError(f"the weights {path} do not fit the teacher {name}: {detail}") from None
-    return kind
-
-
-def _read_weights(path: Path, allow_pickle: bool) -> tuple[dict[str, torch.Tensor], str]:
-    if path.suffix == ".safetensors":
-        import safetensors
-        from safetensors.torch import load_file
-
-        try:
-            return load_file(path), "safetensors"
-        except (safetensors.SafetensorError, OSError) as e:
-            raise TeacherError(f"the weights {path} are no safetensors file: {e}") from None
-    if not allow_pickle:
-        raise TeacherError(
-            f"the weights {path} are not safetensors, and a pickle can run any code: convert them, or say --allow-pickle"
-        )
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as e:  # torch raises many kinds here
-        raise TeacherError(f"the weights {path} cannot be read: {str(e).splitlines()[0]}") from None
-    state = state.get("state_dict", state) if isinstance(state, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(k, str) for k in state):
-        raise TeacherError(
-            f"the weights {path} hold no state dict (names and tensors): save model.state_dict()"
-        )
-    return {k.removeprefix("module."): v for k, v in state.items()}, "pickle"
-
-
-def num_classes(options: Options) -> dict[str, Any]:
-    """``{"num_classes": C}`` for a safetensors file with a classifier's bias of C numbers, else nothing."""
-    if options.weights is None or options.weights.suffix != ".safetensors" or not options.weights.is_file():
-        return {}
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(options.weights, "pt") as file:
-            heads = [k for k in file.keys() if k.split(".")[0] in ("fc", "classifier", "head", "heads")]  # noqa: SIM118
-            biases = [file.get_slice(k).get_shape()[0] for k in heads if k.endswith("bias")]
-    except SafetensorError:
-        return {}  # the loader says what is wrong with it
-    return {"num_classes": biases[-1]} if biases else {}
-
-
-def state_digest(model: torch.nn.Module) -> str:
-    """sha256 over the names, types, shapes and bytes of the state, however it was loaded."""
-    h = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        h.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        h.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return h.hexdigest()

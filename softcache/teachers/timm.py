@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from softcache.errors import TeacherError, nearest
 from softcache.teachers import Options, Teacher
 
@@ -13,7 +15,8 @@ def load(name: str, options: Options) -> Teacher:
         from timm.data.config import resolve_model_data_config
     except ImportError as e:
         raise TeacherError(f"timm:{name} needs timm: pip install 'softcache[timm]' ({e})") from e
-    from softcache.teachers.module import ModuleTeacher, num_classes
+    from softcache.teachers import weights
+    from softcache.teachers.module import ModuleTeacher
 
     architecture = name.partition(".")[0]
     if not timm.is_model(architecture):
@@ -22,7 +25,7 @@ def load(name: str, options: Options) -> Teacher:
         raise TeacherError(
             f"timm:{name} needs --weights FILE: nothing is downloaded. Save them once as safetensors"
         )
-    model = timm.create_model(name, pretrained=False, **num_classes(options))
+    model = weights.make(partial(timm.create_model, name, pretrained=False), options)
     config = resolve_model_data_config(model)
     spec = {"size": config["input_size"][1:], "mean": config["mean"], "std": config["std"]}
     return ModuleTeacher(model, f"timm:{name}", options, spec)

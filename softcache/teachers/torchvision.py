@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from softcache.errors import TeacherError, nearest
 from softcache.teachers import Options, Teacher
 
@@ -14,7 +16,8 @@ def load(name: str, options: Options) -> Teacher:
         raise TeacherError(
             f"torchvision:{name} needs torchvision: pip install 'softcache[torchvision]' ({e})"
         ) from e
-    from softcache.teachers.module import ModuleTeacher, num_classes
+    from softcache.teachers import weights
+    from softcache.teachers.module import ModuleTeacher
 
     known = models.list_models(module=models)
     if name not in known:
@@ -26,5 +29,5 @@ def load(name: str, options: Options) -> Teacher:
     published = models.get_model_weights(name).DEFAULT  # type: ignore[attr-defined]
     view = published.transforms()
     spec = {"size": tuple(view.crop_size) * (3 - len(view.crop_size)), "mean": view.mean, "std": view.std}
-    model = models.get_model(name, weights=None, **num_classes(options))
+    model = weights.make(partial(models.get_model, name, weights=None), options)
     return ModuleTeacher(model, f"torchvision:{name}", options, spec)

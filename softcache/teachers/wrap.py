@@ -11,6 +11,7 @@ import numpy as np
 from softcache.errors import SpecError, TeacherError, nearest
 from softcache.manifest import InputSpec, TeacherId
 from softcache.teachers import Options, Teacher, input_spec
+from softcache.teachers.classes import names_of
 
 PRECISIONS = ("fp32", "fp16", "bf16")
 
@@ -50,7 +51,7 @@ class CallableTeacher:
         found = spec or getattr(function, "input_spec", None) or {}
         # It normalises by itself, so only the size must be known.
         self.input_spec: InputSpec = input_spec(options, {"mean": (0, 0, 0), "std": (1, 1, 1), **found}, name)
-        self.classes = getattr(function, "classes", None)
+        self.classes = names_of(getattr(function, "classes", None))
 
     def __call__(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
         try:
@@ -72,9 +73,8 @@ class CallableTeacher:
             weights=digest,
             weights_format=None,
             input_spec=self.input_spec,
-            precision=self._options.precision,
             processor="as the callable chooses",
-            batch=self._options.batch,
+            **self._options.said(),
         )
 
     def libraries(self) -> dict[str, str]:

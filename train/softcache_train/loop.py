@@ -120,6 +120,8 @@ def _train(
     progress = Progress(config.epochs, len(loader), config.global_batch, shown=team.rank == 0)
     progress.say(pairing.message)
     progress.say(held_out.message)
+    if note := _smoothing_note(config, cache):
+        progress.say(note)
     if state.files:
         progress.say(f"{store.root} holds {state.epoch} epochs and {state.step} steps: going on")
     for epoch in range(state.epoch, config.epochs):
@@ -243,6 +245,16 @@ def _check_labels(config: Config, loader: Loader, num_classes: int) -> None:
         )
     if config.alpha < 1 and labels.max() < 0:
         raise SpecError("the source has no labels: learn from the teacher only with --set alpha=1")
+
+
+def _smoothing_note(config: Config, cache: Cache) -> str | None:
+    smoothing = cache.identity["teacher"].get("label_smoothing")
+    if not smoothing or not config.alpha or config.T <= 1:
+        return None
+    return (
+        f"NOTE: the teacher was trained with label smoothing {smoothing:g}, which erases what a high T would show of "
+        "its classes' likeness (Müller et al. 2019; Shen et al. 2021 find that one-sided): compare with --set T=1"
+    )
 
 
 def _default_out(config: Config, cache: Cache) -> str:

@@ -32,7 +32,7 @@ class LiveTeacher:
 
 
 def load(
-    cache: Cache, teacher: str | list[str], weights: str | list[str] | None, target: str, device: str
+    cache: Cache, teacher: str | list[str], weights: str | list[str | None] | None, target: str, device: str
 ) -> LiveTeacher:
     """The teacher, or several as one, that ``build-cache --teacher`` would load, fed as the cache's teacher was.
 

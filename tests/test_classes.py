@@ -1,0 +1,168 @@
+"""A teacher's classes are matched with the source's by name, and its logits cached in the source's order."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import softcache as sc
+from softcache.errors import MismatchError, SoftcacheError, SpecError
+from softcache.teachers import Options
+from softcache.teachers.classes import names_in, names_of
+from softcache.teachers.ensemble import assemble
+from softcache.testing import ToyImages, ToyTeacher
+
+SOURCE = ("ant", "bee", "cow", "dog")
+OTHER = ("dog", "ant", "cow", "bee")
+
+
+class Named(ToyTeacher):
+    def __init__(self, classes: Any):
+        self.classes = classes
+
+
+def build(path: Path, **options: Any) -> sc.Cache:
+    settings: dict[str, Any] = {
+        "source": ToyImages(12),
+        "teacher": ToyTeacher(),
+        "targets": ["logits=full(f16)"],
+    }
+    return sc.build(path, **settings | {"batch": 4, "progress": False} | options)
+
+
+def logits(cache: sc.Cache) -> np.ndarray:
+    return cache.read(0, np.arange(12))["logits"].values
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> sc.Cache:
+    return build(tmp_path_factory.mktemp("plain") / "c")
+
+
+@pytest.mark.parametrize("how", ["carried", "said", "lines", "json"])
+def test_columns_are_put_into_the_sources_order(plain: sc.Cache, tmp_path: Path, how: str, capsys):
+    given: dict[str, Any] = {"said": {"classes": OTHER}, "carried": {"teacher": Named(OTHER)}}.get(how, {})
+    if how in ("lines", "json"):
+        text = "\n".join(OTHER) + "\n" if how == "lines" else json.dumps(OTHER)
+        (tmp_path / "names").write_text(text)
+        given = {"classes": str(tmp_path / "names")}
+    cache = build(tmp_path / "c", progress=True, **given)
+    for number, name in enumerate(SOURCE):
+        assert np.array_equal(logits(cache)[:, number], logits(plain)[:, OTHER.index(name)])
+    assert cache.identity["teacher"]["columns"] == [1, 3, 2, 0] and cache.classes == SOURCE
+    told = "4 classes matched by name, the teacher's → the source's: ant 1→0, bee 3→1, dog 0→3"
+    assert told in capsys.readouterr().err
+
+
+def test_the_same_order_changes_nothing_of_a_cache(plain: sc.Cache, tmp_path: Path, capsys):
+    cache = build(tmp_path / "c", classes=SOURCE, progress=True)
+    assert cache.digest == plain.digest and "columns" not in cache.identity["teacher"]
+    assert "the teacher's names in the source's order" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "told"),
+    [
+        ({"classes": ("ant", "bee", "cow", "Dog")}, MismatchError, "no class 'dog', which the source has.*'Dog'.*--classes"),
+        ({"classes": ("ant", "bee")}, MismatchError, "no class 'cow', 'dog', which the source has.*--ignore-labels"),
+        ({"classes": (*SOURCE, "elk")}, MismatchError, "has the class 'elk', which the source has not.*--ignore-labels"),
+        ({"teacher": Named((*OTHER, "elk"))}, MismatchError, "has the class 'elk'"),
+        ({"classes": ("ant", "bee", "cow", "ant")}, SpecError, "'ant' is named twice"),
+        ({"classes": ()}, SpecError, "holds no class names"),
+        ({"classes": "no/file"}, SpecError, "cannot read the class names in no/file"),
+        ({"classes": OTHER, "ignore_labels": True}, SpecError, "there are none here"),
+    ],
+)  # fmt: skip
+def test_what_matches_only_in_part_is_refused(tmp_path: Path, options: dict[str, Any], kind: type, told: str):
+    with pytest.raises(kind, match=told) as caught:
+        build(tmp_path / "c", **options)
+    assert isinstance(caught.value, SoftcacheError) and "\n" not in str(caught.value)
+    assert not (tmp_path / "c" / "receipts").exists()
+
+
+def test_names_for_another_number_of_logits_are_refused(tmp_path: Path):
+    source = ToyImages(12)
+    source.classes = ("a", "b", "c", "d", "e")
+    with pytest.raises(MismatchError, match=r"answers \(4,\) logits and 5 classes are named"):
+        build(tmp_path / "c", source=source, classes=("e", "d", "c", "b", "a"))
+
+
+def test_without_names_on_either_side_it_is_as_ever(plain: sc.Cache, tmp_path: Path):
+    for number, odd in enumerate((10, None, [1, 2, 3, 4], ("ant", 2))):  # what people's models call classes
+        assert build(tmp_path / str(number), teacher=Named(odd)).identity["teacher"].get("columns") is None
+    ignored = build(tmp_path / "ignored", teacher=Named(OTHER), ignore_labels=True)
+    assert np.array_equal(logits(ignored), logits(plain))
+
+
+def test_an_ensemble_and_the_living_teacher_are_put_in_order_too(tmp_path: Path):
+    cache = build(
+        tmp_path / "c", teacher=[Named(OTHER), ToyTeacher()], targets=["logits=full(f16)", "1.logits=full(f16)", "1.map=f16"]
+    )  # fmt: skip
+    options = Options.like(cache.identity["teacher"], taps=("1.logits", "1.map"))
+    assert options.columns == (1, 3, 2, 0)
+    source = sc.Source(ToyImages(12))
+    live = assemble([Named(OTHER), ToyTeacher()], None, options)
+    found = sc.verify_live(cache, source, live, 6)
+    assert found["logits"]["cache"]["kl_T1"] < 1e-5 and found["1.logits"]["cache"]["kl_T1"] < 1e-5
+    unordered = assemble([Named(OTHER), ToyTeacher()], None, Options(input_size=(8, 8)))
+    with pytest.raises(MismatchError, match="its columns is None"):
+        sc.verify_live(cache, source, unordered, 6)
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("a\nb c\n\n", ("a", "b c")),
+        ('["a", "b"]', ("a", "b")),
+        ('{"0": "a", "1": "b"}', None),
+        ("{0: 'a', 1: 'b'}", ("a", "b")),
+        ("[]", None),
+        ("", None),
+        ("5", None),
+    ],
+)
+def test_names_are_read_as_people_write_them(text: str, names: tuple[str, ...] | None):
+    assert names_in(text) == names
+
+
+def test_what_is_no_names_is_none():
+    assert names_of({0: "a", 1: "b"}) == ("a", "b") and names_of(["a"]) == ("a",)
+    for other in (5, "ab", {"a": 0}, {1: "a", 2: "b"}, [1], [], None):
+        assert names_of(other) is None
+
+
+# -- label smoothing -------------------------------------------------------------------------------------------
+
+
+def test_label_smoothing_is_recorded_and_shown(plain: sc.Cache, tmp_path: Path, capsys):
+    from softcache import cli
+
+    cache = build(tmp_path / "c", label_smoothing=0.1)
+    assert cache.identity["teacher"]["label_smoothing"] == 0.1
+    assert "label_smoothing" not in plain.identity["teacher"]
+    assert cli.main(["show", str(tmp_path / "c")]) == 0
+    assert "trained with label smoothing 0.1" in capsys.readouterr().out
+    for odd in (-0.1, 1.0):
+        with pytest.raises(SpecError, match="label_smoothing"):
+            build(tmp_path / "d", label_smoothing=odd)
+
+
+@pytest.mark.parametrize(
+    ("smoothing", "T", "noted"), [(0.1, 4.0, True), (0.1, 1.0, False), (None, 4.0, False)]
+)
+def test_the_trainer_notes_it_where_it_matters(
+    tmp_path: Path, smoothing: float | None, T: float, noted: bool, capsys
+):
+    pytest.importorskip("torch")
+    from softcache_train import config
+    from softcache_train.loop import train
+
+    cache = build(tmp_path / "c", label_smoothing=smoothing)
+    options = {"student": "resnet8", "epochs": 1, "global_batch": 4, "T": T, "out": str(tmp_path / "run")}
+    train(config.check(options), cache, sc.Source(ToyImages(12)))
+    told = capsys.readouterr().err
+    assert ("label smoothing 0.1" in told and "Müller" in told) == noted
