@@ -18,7 +18,7 @@ _HOMES = {
     "View": "recipe",
     "build": "builder",
     "diff": "checker",
-    "open": "cache",
+    "open": "several",
     "pair": "canary",
     "plan": "pilot",
     "render": "recipe",
@@ -29,7 +29,6 @@ _HOMES = {
 if TYPE_CHECKING:
     from softcache.builder import build as build
     from softcache.cache import Cache as Cache
-    from softcache.cache import open as open
     from softcache.canary import pair as pair
     from softcache.checker import diff as diff
     from softcache.checker import verify as verify
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
     from softcache.recipe import Recipe as Recipe
     from softcache.recipe import View as View
     from softcache.recipe import render as render
+    from softcache.several import open as open
     from softcache.source import Source as Source
 
 

@@ -223,6 +223,9 @@ class Cache:
         blocks = np.unique(self.grid.positions(samples) // self.grid.block_rows)
         return [i for b in blocks for i in self._built(self.grid.block(view, int(b))).invalid]
 
+    def _read(self, name: str, view: int, samples: np.ndarray, slab: bool) -> Any:
+        return self._target(name, view, self.grid.positions(samples), slab)
+
     def _target(self, name: str, view: int, positions: np.ndarray, slab: bool) -> Any:
         if name not in self.targets:
             raise MismatchError(f"the cache {self.path} has no target {name!r}{nearest(name, self.targets)}")
@@ -263,8 +266,7 @@ class Row(Mapping[str, Any]):
         return self._cache.read_views(self.view_number, np.array([self.sample]))[0]
 
     def __getitem__(self, name: str) -> Any:
-        position = self._cache.grid.positions(np.array([self.sample]))
-        return self._cache._target(name, self.view_number, position, slab=False)[0]
+        return self._cache._read(name, self.view_number, np.array([self.sample]), slab=False)[0]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._cache.targets)

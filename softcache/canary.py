@@ -14,6 +14,7 @@ from softcache.cache import Cache
 from softcache.errors import DamageError, MismatchError, NotBuilt, UnreadableImage
 from softcache.keyed import draws
 from softcache.recipe import OPS, RENDER_VERSION, View, render
+from softcache.several import Several
 from softcache.source import Source, digest_contents, digest_labels
 
 COUNT = 8
@@ -59,6 +60,8 @@ def pair(cache: Cache, source: Source, tolerance: float = TOLERANCE, every: bool
     """
     if not cache.complete:
         raise NotBuilt(f"{cache.path} is not finished: run the same build-cache command again, then train")
+    for other in cache.members[1:] if isinstance(cache, Several) else ():
+        pair(other, source, tolerance, every)
     _check_versions(cache)
     index = _index(cache, source)
     classes, mapped = _classes(cache.classes, source.classes)

@@ -151,18 +151,16 @@ def test_label_smoothing_is_recorded_and_shown(plain: sc.Cache, tmp_path: Path, 
             build(tmp_path / "d", label_smoothing=odd)
 
 
-@pytest.mark.parametrize(
-    ("smoothing", "T", "noted"), [(0.1, 4.0, True), (0.1, 1.0, False), (None, 4.0, False)]
-)
+@pytest.mark.parametrize(("smoothing", "heat", "noted"), [(0.1, 4, True), (0.1, 1, False), (None, 4, False)])
 def test_the_trainer_notes_it_where_it_matters(
-    tmp_path: Path, smoothing: float | None, T: float, noted: bool, capsys
+    tmp_path: Path, smoothing: Any, heat: int, noted: bool, capsys
 ):
     pytest.importorskip("torch")
     from softcache_train import config
     from softcache_train.loop import train
 
     cache = build(tmp_path / "c", label_smoothing=smoothing)
-    options = {"student": "resnet8", "epochs": 1, "global_batch": 4, "T": T, "out": str(tmp_path / "run")}
+    options = {"student": "resnet8", "epochs": 1, "global_batch": 4, "T": heat, "out": str(tmp_path / "run")}
     train(config.check(options), cache, sc.Source(ToyImages(12)))
     told = capsys.readouterr().err
     assert ("label smoothing 0.1" in told and "Müller" in told) == noted

@@ -228,7 +228,7 @@ def test_the_command_line_builds_checks_and_trains(nets: Path, small_folder: Pat
 
     source = Source(small_folder)
     teachers, files = SAID[1::4], SAID[3::4]
-    teacher = online.load(cache, teachers, files, "logits", "cpu")
+    teacher = online.load(cache, teachers, files, ["logits"], "cpu")
     batches = [
         next(iter(Loader(cache, source, global_batch=20, seed=0, target_source=t))) for t in (teacher, None)
     ]

@@ -18,7 +18,7 @@ FLOORS = [
     {"codecs", "store"},
     {"source", "recipe", "targets"},
     {"block", "zarrfile", "manifest"},
-    {"cache", "canary", "reader"},
+    {"cache", "canary", "reader", "several"},
     {"job", "meter", "measure", "builder", "rows", "finish", "checker", "pilot", "teachers"},
     {"testing", "cli"},
 ]

@@ -235,7 +235,7 @@ def bench_train(data: Path, rounds: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         small = {"source": source, "teacher": spec, "weights": weights, "recipe": RECIPE, "progress": False}
         cache = sc.build(Path(folder) / "cache", targets={"logits": "full(u8)"}, **small)
-        live = online.load(cache, spec, str(weights), "logits", "cpu")
+        live = online.load(cache, spec, str(weights), ["logits"], "cpu")
         for name in ("resnet8", "resnet20"):
             torch.manual_seed(0)
             model = students.make(name, 10)

@@ -59,7 +59,12 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("config", metavar="CONFIG", help="a YAML file of options")
-    parser.add_argument("--cache", required=True, help="the folder that build-cache wrote")
+    parser.add_argument(
+        "--cache",
+        required=True,
+        action="append",
+        help="the folder that build-cache wrote; repeated, several caches of the same views as one",
+    )
     parser.add_argument("--source", required=True, help="the images it was built from")
     parser.add_argument("--split", help="the source's split; by default the cache's own")
     parser.add_argument(
@@ -82,14 +87,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _train(args: argparse.Namespace) -> int:
-    from softcache import cache as caches
+    from softcache import several
     from softcache.source import Source
     from softcache_train import config as configs
     from softcache_train.loop import train
 
     flags = {"out": args.out, "teacher": _one_or_all(args.teacher), "weights": _one_or_all(args.weights)}
     config = configs.load(args.config, args.set, {k: v for k, v in flags.items() if v is not None})
-    cache = caches.open(args.cache)
+    cache = several.open(args.cache[0] if len(args.cache) == 1 else args.cache)
     built = cache.identity["source"]
     source = Source(args.source, split=args.split or built["split"], layout=built["layout"])
     val_source = None

@@ -50,8 +50,10 @@ class Config(BaseModel):
     T: PositiveFloat = 4.0
     alpha: Fraction = 0.9
     """The weight of KD; 0 trains from labels only, 1 from the teacher only."""
-    target: str = "logits"
-    """The cache's target that KD learns from."""
+    target: str | list[str] = "logits"
+    """The cache's target that KD learns from; several (``[0.logits, 1.logits]``) are combined."""
+    combine: Literal["geometric", "arithmetic"] = "geometric"
+    """The mean of several targets: of their logits, or of their probabilities at T."""
     views: PositiveInt | None = None
     """Train on the first so many of the cache's views; all by default."""
     teacher: str | list[str] | None = None
@@ -81,9 +83,15 @@ class Config(BaseModel):
             raise ValueError("nesterov needs momentum above 0; set nesterov to false")
         if self.warmup_epochs >= self.epochs:
             raise ValueError(f"warmup_epochs={self.warmup_epochs} leaves none of {self.epochs} epochs")
+        if not self.target:
+            raise ValueError("target names none: logits, or a list such as [0.logits, 1.logits]")
         if self.weights is not None and self.teacher is None:
             raise ValueError("weights are a live teacher's: set teacher too")
         return self
+
+    @property
+    def targets(self) -> list[str]:
+        return [self.target] if isinstance(self.target, str) else self.target
 
     def identity(self) -> dict[str, Any]:
         """The options that decide the weights; the others may change when a run is resumed."""

@@ -23,11 +23,11 @@ from softcache.store import Store
 from softcache_train import checkpoint, online, ranks, students, validation
 from softcache_train.checkpoint import Checkpoint
 from softcache_train.config import Config
-from softcache_train.loader import Loader
-from softcache_train.objectives import cross_entropy, kd
+from softcache_train.loader import Batch, Loader
+from softcache_train.objectives import combine, cross_entropy, kd
 from softcache_train.progress import Progress
 from softcache_train.ranks import Ranks
-from softcache_train.targets import CacheTargets, TargetSource
+from softcache_train.targets import BatchTarget, CacheTargets, TargetSource
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def _train(
             with torch.autocast(device.type, amp, enabled=amp is not None):
                 logits = model(batch.images)
                 ce = cross_entropy(logits, batch.labels)
-                soft = kd(logits, batch[config.target], config.T) if config.alpha else 0 * ce
+                soft = kd(logits, _soft_target(config, batch), config.T) if config.alpha else 0 * ce
                 loss = (1 - config.alpha) * ce + config.alpha * soft
 
             share = len(batch) / config.global_batch
@@ -223,18 +223,27 @@ def _autocast_dtype(config: Config, device: torch.device) -> torch.dtype | None:
 
 def _target_source(config: Config, cache: Cache, device: torch.device) -> TargetSource:
     if config.teacher is not None:
-        return online.load(cache, config.teacher, config.weights, config.target, str(device))
-    return CacheTargets(cache, [config.target] if config.alpha else [])
+        return online.load(cache, config.teacher, config.weights, config.targets, str(device))
+    return CacheTargets(cache, config.targets if config.alpha else [])
+
+
+def _soft_target(config: Config, batch: Batch) -> BatchTarget:
+    if len(config.targets) == 1:
+        return batch[config.targets[0]]
+    return combine([batch[name] for name in config.targets], config.T, config.combine)
 
 
 def _num_classes(config: Config, cache: Cache) -> int:
-    if config.target not in cache.targets:
-        hint = nearest(config.target, cache.targets)
-        raise SpecError(f"the cache {cache.path} has no target {config.target!r}{hint}")
-    target = cache.targets[config.target]
-    if target.kind != "logits":
-        raise SpecError(f"KD learns from logits; the target {config.target!r} is a {target.kind}")
-    return target.shape[0]
+    for name in config.targets:
+        if name not in cache.targets:
+            hint = nearest(name, cache.targets)
+            raise SpecError(f"the cache {cache.path} has no target {name!r}{hint}")
+        if cache.targets[name].kind != "logits":
+            raise SpecError(f"KD learns from logits; the target {name!r} is a {cache.targets[name].kind}")
+    classes = {cache.targets[name].shape[0] for name in config.targets}
+    if len(classes) > 1:
+        raise MismatchError(f"the targets {', '.join(config.targets)} are of different numbers of classes")
+    return classes.pop()
 
 
 def _check_labels(config: Config, loader: Loader, num_classes: int) -> None:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from softcache.errors import SpecError
+from softcache.several import Several
 from softcache_train.targets import BatchTarget, Dense
 
 if TYPE_CHECKING:
@@ -32,18 +34,24 @@ class LiveTeacher:
 
 
 def load(
-    cache: Cache, teacher: str | list[str], weights: str | list[str | None] | None, target: str, device: str
+    cache: Cache,
+    teacher: str | list[str],
+    weights: str | list[str | None] | None,
+    targets: list[str],
+    device: str,
 ) -> LiveTeacher:
     """The teacher, or several as one, that ``build-cache --teacher`` would load, fed as the cache's teacher was.
 
-    Raises :class:`TeacherError`.
+    Raises :class:`TeacherError`; :class:`SpecError` for several caches.
     """
+    if isinstance(cache, Several):
+        raise SpecError("a live teacher stands in for one cache: name one --cache, or leave --teacher out")
     from softcache.teachers import Options
     from softcache.teachers.ensemble import assemble
 
     options = Options.like(
         cache.identity["teacher"],
-        taps=() if target == "logits" else (target,),
+        taps=tuple(name for name in targets if name != "logits"),
         device=device,
     )
-    return LiveTeacher(assemble(teacher, weights, options), (target,))
+    return LiveTeacher(assemble(teacher, weights, options), tuple(targets))
