@@ -32,7 +32,7 @@ from softcache.recipe import Recipe, render
 from softcache.rows import Batch, Work, keep
 from softcache.source import Source, find_unreadable
 from softcache.store import Store
-from softcache.targets import requests
+from softcache.targets import is_logits, requests
 from softcache.teachers import Options
 from softcache.teachers.classes import aligned
 from softcache.teachers.classes import read as read_classes
@@ -135,7 +135,8 @@ def build(
     say(samples.describe())
     store = out if isinstance(out, Store) else Store(out)
     who = assemble(teacher, weights, options)
-    who = aligned(who, read_classes(classes), None if ignore_labels else samples.classes, say)
+    named = not ignore_labels and any(is_logits(r.name) for r in asked)
+    who = aligned(who, read_classes(classes), samples.classes if named else None, say)
     job = prepare(store, samples, who, made, asked, views, block_rows, skip_corrupt, ignore_labels)
     if samples.rotation:
         say(samples.rotation)

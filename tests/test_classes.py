@@ -74,7 +74,7 @@ def test_the_same_order_changes_nothing_of_a_cache(plain: sc.Cache, tmp_path: Pa
         ({"classes": ("ant", "bee", "cow", "ant")}, SpecError, "'ant' is named twice"),
         ({"classes": ()}, SpecError, "holds no class names"),
         ({"classes": "no/file"}, SpecError, "cannot read the class names in no/file"),
-        ({"classes": OTHER, "ignore_labels": True}, SpecError, "there are none here"),
+        ({"classes": OTHER, "ignore_labels": True}, SpecError, "one of them is not here"),
     ],
 )  # fmt: skip
 def test_what_matches_only_in_part_is_refused(tmp_path: Path, options: dict[str, Any], kind: type, told: str):
@@ -94,6 +94,8 @@ def test_names_for_another_number_of_logits_are_refused(tmp_path: Path):
 def test_without_names_on_either_side_it_is_as_ever(plain: sc.Cache, tmp_path: Path):
     for number, odd in enumerate((10, None, [1, 2, 3, 4], ("ant", 2))):  # what people's models call classes
         assert build(tmp_path / str(number), teacher=Named(odd)).identity["teacher"].get("columns") is None
+    mapped = build(tmp_path / "map", teacher=Named(("cat", "car")), targets=["map=f16"])  # a detector's, say
+    assert set(mapped.targets) == {"map"}
     ignored = build(tmp_path / "ignored", teacher=Named(OTHER), ignore_labels=True)
     assert np.array_equal(logits(ignored), logits(plain))
 

@@ -74,7 +74,7 @@ def aligned(
     """
     if said is not None and wanted is None:
         raise SpecError(
-            "--classes matches the teacher's classes with the source's names, and there are none here"
+            "--classes matches the teacher's logits with the source's class names, and one of them is not here"
         )
     ours = said or names_of(teacher.classes)
     if ours is None or wanted is None:
