@@ -24,9 +24,11 @@ _HOMES = {
     "render": "recipe",
     "verify": "checker",
     "verify_live": "checker",
+    "with_targets": "adapter",
 }
 
 if TYPE_CHECKING:
+    from softcache.adapter import with_targets as with_targets
     from softcache.builder import build as build
     from softcache.cache import Cache as Cache
     from softcache.canary import pair as pair

@@ -174,13 +174,17 @@ class Cache:
         self._check(view, np.array([sample]))
         return Row(self, sample, view)
 
-    def read(self, view: int, samples: np.ndarray, names: Iterable[str] | None = None) -> dict[str, Any]:
+    def read(
+        self, view: int, samples: np.ndarray, names: Iterable[str] | None = None, *, slab: bool = True
+    ) -> dict[str, Any]:
         """The decoded targets of some samples under one view.
 
         Args:
             view: ``0 … views-1``.
             samples: int64 ``(n,)``, indices into :attr:`ids`, in any order.
             names: which targets; all of them by default.
+            slab: keep the small fields of the whole view in this process's memory, which makes the next reads of it
+                fast. Without, rows come from the mapped files, whose memory all processes share.
 
         Returns:
             name → :class:`~softcache.targets.Logits` (``SparseLogits``, ``HardLabels``), feature map or embedding, rows in
@@ -193,13 +197,13 @@ class Cache:
         self._check(view, samples)
         positions = self.grid.positions(samples)
         wanted = self.targets if names is None else names
-        return {name: self._target(name, view, positions, slab=self.complete) for name in wanted}
+        return {name: self._target(name, view, positions, slab and self.complete) for name in wanted}
 
-    def read_views(self, view: int, samples: np.ndarray) -> list[View]:
-        """The realised views of some samples, as they were rendered for the teacher."""
+    def read_views(self, view: int, samples: np.ndarray, *, slab: bool = True) -> list[View]:
+        """The realised views of some samples, as they were rendered for the teacher; ``slab`` as in :meth:`read`."""
         samples = _integers(samples)
         self._check(view, samples)
-        rows = self.reader.fields("view", view, self.grid.positions(samples), slab=self.complete)
+        rows = self.reader.fields("view", view, self.grid.positions(samples), slab and self.complete)
         geometry, ops = (
             rows.get(name, np.zeros((len(samples), 0), np.int16)) for name in ("geometry", "ops")
         )

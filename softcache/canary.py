@@ -29,11 +29,13 @@ class Pairing:
         index: int64 ``(samples,)``: where each of the cache's samples is in the source.
         classes: int64: the cache's class for each of the source's, by name; None when either has no names.
         message: one line for a person: what was compared, and how large the pixels' difference is.
+        same_labels: whether the labels are those that the cache was built with; true where it was without.
     """
 
     index: np.ndarray
     classes: np.ndarray | None
     message: str
+    same_labels: bool = True
 
 
 def choose(samples: int, views: int, invalid: list[int], seed: int) -> list[tuple[int, int]]:
@@ -77,9 +79,10 @@ def pair(cache: Cache, source: Source, tolerance: float = TOLERANCE, every: bool
     if every:
         _check_contents(cache, source, index)
         message += ", every image the same"
-    if not _same_labels(cache, source, index, classes):
+    same = _same_labels(cache, source, index, classes)
+    if not same:
         message += "; NOTE: its labels are not those the cache was built with"
-    return Pairing(index, classes, message)
+    return Pairing(index, classes, message, same)
 
 
 def _check_versions(cache: Cache) -> None:

@@ -107,3 +107,9 @@ class Permutation:
         x = (x ^ (x >> np.uint64(30))) * _MIX1
         x = (x ^ (x >> np.uint64(27))) * _MIX2
         return (x ^ (x >> np.uint64(31))) & self._mask
+
+
+def in_turn(n: int, turn: int, *keys: Key) -> int:
+    """Whose turn it is among ``0 … n-1``: in every ``n`` turns each has one, in an order of that round's own."""
+    cycle, place = divmod(turn, n)
+    return int(Permutation(n, *keys, cycle).inverse(np.array(place)))

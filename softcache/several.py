@@ -71,12 +71,14 @@ class Several(Cache):
         ]
         return np.unique(np.concatenate(refused))
 
-    def read(self, view: int, samples: np.ndarray, names: Iterable[str] | None = None) -> dict[str, Any]:
+    def read(
+        self, view: int, samples: np.ndarray, names: Iterable[str] | None = None, *, slab: bool = True
+    ) -> dict[str, Any]:
         """As :meth:`softcache.Cache.read`; ``samples`` are indices into the first one's ids."""
         samples = caches._integers(samples)
         self._check(view, samples)
         wanted = self.targets if names is None else names
-        return {name: self._read(name, view, samples, slab=True) for name in wanted}
+        return {name: self._read(name, view, samples, slab) for name in wanted}
 
     def _read(self, name: str, view: int, samples: np.ndarray, slab: bool) -> Any:
         if name not in self.targets:

@@ -16,10 +16,10 @@ REPO = Path(__file__).resolve().parents[1]
 FLOORS = [
     {"errors", "spec", "keyed"},
     {"codecs", "store"},
-    {"source", "recipe", "targets"},
+    {"source", "recipe", "targets", "pixels"},
     {"block", "zarrfile", "manifest"},
     {"cache", "canary", "reader", "several"},
-    {"job", "meter", "measure", "builder", "rows", "finish", "checker", "pilot", "teachers"},
+    {"job", "meter", "measure", "builder", "rows", "finish", "checker", "pilot", "adapter", "teachers"},
     {"testing", "cli"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
@@ -172,6 +172,17 @@ def test_a_numpy_teacher_is_built_from_without_torch(tmp_path: Path):
 import softcache as sc
 from softcache.testing import ToyImages, toy_teacher
 sc.build({str(tmp_path / "c")!r}, source=ToyImages(4), teacher=toy_teacher(), progress=False)
+"""
+    )
+    assert not loaded & TORCH
+
+
+def test_a_dataset_has_targets_without_torch(small_path: Path, small_folder: Path):
+    loaded = fresh(
+        f"""
+import softcache as sc
+item = sc.with_targets(sc.Source({str(small_folder)!r}), sc.open({str(small_path)!r}))[0]
+assert item["image"].shape == (3, 8, 8) and item["logits"].shape == (4,)
 """
     )
     assert not loaded & TORCH

@@ -49,7 +49,8 @@ class Source:
     ``data`` is a path or a map-style dataset (``__len__`` and ``__getitem__``). ``split`` may be left
     out where there is one. ``limit`` keeps a keyed sample of that many ids, in source order: the same
     ids always, and those of a smaller limit are among those of a larger one. ``layout`` overrides what
-    is recognised; the columns name those of a Parquet file or the keys of a dataset's items.
+    is recognised; the columns name those of a Parquet file or the keys of a dataset's items. ``ids`` names
+    the items of a Python dataset, which are otherwise "0", "1", …
     Raises :class:`SourceError` for whatever is missing, empty, ambiguous or not recognised.
     """
 
@@ -62,9 +63,10 @@ class Source:
         layout: str | None = None,
         image_column: str | None = None,
         label_column: str | None = None,
+        ids: Sequence[str] | None = None,
     ) -> None:
         self.layout = _layout(data, layout)
-        self._samples = _open(data, self.layout, split, image_column, label_column)
+        self._samples = _open(data, self.layout, split, image_column, label_column, ids)
         _check(self._samples.ids, _name(data))
         self._take(_choose(self._samples.ids, limit))
 
@@ -269,13 +271,20 @@ def _entries(path: Path) -> str:
 
 
 def _open(
-    data: Any, layout: str, split: str | None, image_column: str | None, label_column: str | None
+    data: Any,
+    layout: str,
+    split: str | None,
+    image_column: str | None,
+    label_column: str | None,
+    ids: Sequence[str] | None,
 ) -> Samples:
+    if ids is not None and layout != PYTHON:
+        raise SourceError(f"{data} has ids of its own; ids= is for a Python dataset")
     if layout != PYTHON:
         return LAYOUTS[layout].open_split(Path(data), split, image_column, label_column)
     if split is not None:
         raise SourceError(f"a {type(data).__name__} is one split already; leave split={split!r} out")
-    return dataset.open_dataset(data, image_column, label_column)
+    return dataset.open_dataset(data, image_column, label_column, ids)
 
 
 def _check(ids: Sequence[str], where: str) -> None:

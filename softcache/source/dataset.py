@@ -5,7 +5,7 @@ A Hugging Face ``Dataset`` is one, whose ``features`` name the classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import index
 from typing import Any
@@ -22,7 +22,7 @@ LABEL_KEYS = ("label", "labels")
 
 @dataclass(frozen=True)
 class Dataset:
-    """An opened dataset; ids are "0", "1", …"""
+    """An opened dataset; ids are "0", "1", … unless they were given"""
 
     data: Any
     ids: list[str]
@@ -62,7 +62,9 @@ class Dataset:
         return f"item {row} of a {type(self.data).__name__}"
 
 
-def open_dataset(data: Any, image_key: str | None, label_key: str | None) -> Dataset:
+def open_dataset(
+    data: Any, image_key: str | None, label_key: str | None, ids: Sequence[str] | None = None
+) -> Dataset:
     """Raises :class:`SourceError` for an object that is no map-style dataset."""
     if not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
         raise SourceError(
@@ -73,11 +75,14 @@ def open_dataset(data: Any, image_key: str | None, label_key: str | None) -> Dat
         raise SourceError(
             f"a {type(data).__name__} is no dataset, but may hold some ({', '.join(map(str, data))}): give one of them"
         )
-    names = getattr(data, "classes", None)
-    if names is None and (column := _label_column(data, label_key)):
-        names = getattr(data.features[column], "names", None)
-    classes = None if names is None else tuple(map(str, names))
-    return Dataset(data, [str(i) for i in range(len(data))], classes, image_key, label_key)
+    known = getattr(data, "classes", None)
+    if known is None and (column := _label_column(data, label_key)):
+        known = getattr(data.features[column], "names", None)
+    classes = None if known is None else tuple(map(str, known))
+    if ids is not None and len(ids) != len(data):
+        raise SourceError(f"{len(ids):,} ids for a dataset of {len(data):,} items; give one for each")
+    names = [str(i) for i in (range(len(data)) if ids is None else ids)]
+    return Dataset(data, names, classes, image_key, label_key)
 
 
 def _label_column(data: Any, wanted: str | None) -> str | None:

@@ -275,11 +275,15 @@ def test_a_target_that_is_not_there(cache, source, tmp_path):
 # -- several processes -----------------------------------------------------------------------------
 
 RANKS = """
-import sys, softcache
+import os, sys, softcache
 import torch; torch.set_num_threads(1)
-from softcache_train import config, train
+from softcache_train import config, progress, train
 cache, images, options = sys.argv[1], sys.argv[2], eval(sys.argv[3])
+steps, step = [], progress.Progress.step
+progress.Progress.step = lambda self, number: (steps.append(number), step(self, number))
 train(config.check(options), softcache.open(cache), softcache.Source(images, split="train"))
+with open(options["out"] + "/steps-" + os.environ["RANK"], "w") as file:
+    print(steps, file=file)
 """
 
 
@@ -304,6 +308,8 @@ def test_two_processes_train_as_one(cache, source, images, tmp_path, stop_after)
     command = [*torchrun, "--standalone", str(script), str(cache.path), str(images), repr(options)]
     done = subprocess.run(command, env=environment(), timeout=180, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
+    steps = [(tmp_path / "two" / f"steps-{rank}").read_text() for rank in range(2)]
+    assert steps[0] == steps[1] == "[3, 4, 1, 2, 3, 4]\n"
     for a, b in zip(history(tmp_path / "two"), history(tmp_path / "one"), strict=True):
         assert a == pytest.approx(b, rel=1e-4)
     two, one = (load_student(tmp_path / out).state_dict() for out in ("two", "one"))

@@ -21,6 +21,7 @@ from torch import Tensor
 from softcache import canary
 from softcache.cache import Cache
 from softcache.errors import MismatchError, SpecError, nearest
+from softcache.pixels import normalise as normalised
 from softcache.recipe import View, render
 from softcache.source import Source
 from softcache_train.order import Order
@@ -241,13 +242,5 @@ def stack_views(images: list[np.ndarray], views: list[View], size: tuple[int, in
 
 
 def normalise(pixels: np.ndarray, input_spec: Mapping[str, Any]) -> Tensor:
-    """uint8 RGB (B, h, w, 3) → float32 (B, 3, h, w): (x/255 − mean) / std, channels as ``color``
-    says."""
-    if input_spec["color"] == "BGR":
-        pixels = pixels[..., ::-1]
-    mean, std = (np.array(input_spec[k], np.float32).reshape(3, 1, 1) for k in ("mean", "std"))
-    images = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), np.float32)
-    images /= 255
-    images -= mean
-    images /= std
-    return torch.from_numpy(images)
+    """uint8 RGB (B, h, w, 3) → float32 (B, 3, h, w); see :func:`softcache.pixels.normalise`."""
+    return torch.from_numpy(normalised(pixels, input_spec))

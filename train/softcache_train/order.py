@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from softcache.errors import SpecError
-from softcache.keyed import Permutation
+from softcache.keyed import Permutation, in_turn
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,8 +39,7 @@ class Order:
 
     def view(self, epoch: int) -> int:
         """The view number, 0 … views-1, that every sample is seen in during ``epoch``."""
-        cycle, position = divmod(epoch, self.views)
-        return int(Permutation(self.views, "view", self.seed, cycle).inverse(np.array(position)))
+        return in_turn(self.views, epoch, "view", self.seed)
 
     def rows(self, epoch: int, step: int, rank: int = 0, world: int = 1) -> np.ndarray:
         """int64 sample indices of one rank's share of one global batch.

@@ -1,0 +1,306 @@
+"""Somebody's dataset, in the loop they already have: it yields the cached view of an image, and its targets.
+
+Nothing here needs torch: items hold numpy arrays, which a ``DataLoader`` makes tensors of.
+"""
+
+from __future__ import annotations
+
+import multiprocessing.context
+import warnings
+from collections import UserDict
+from collections.abc import Callable, Iterable, Sequence
+from multiprocessing.sharedctypes import RawArray
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from softcache import canary
+from softcache.cache import Cache
+from softcache.errors import MismatchError, SpecError, nearest
+from softcache.keyed import in_turn
+from softcache.pixels import normalise
+from softcache.recipe import View, render
+from softcache.several import Several
+from softcache.several import open as open_cache
+from softcache.source import Source
+
+if TYPE_CHECKING:
+    from torch.utils.data import Dataset
+
+    Base = Dataset["Item"]
+else:
+    Base = object  # to a DataLoader all the same, and without torch
+
+KEYS = ("image", "index", "label", "view")
+# of torchvision, timm, albumentations and kornia: what draws anew at every call
+DRAWING = (
+    "Rand",
+    "ColorJitter",
+    "ColorJiggle",
+    "AutoAug",
+    "TrivialAug",
+    "AugMix",
+    "Elastic",
+    "MixUp",
+    "CutMix",
+)
+
+
+class Item(UserDict[str, Any]):
+    """An item of :class:`WithTargets`: reads and unpacks like a dict, and is none.
+
+    From dicts, the Hugging Face ``Trainer`` takes out what the model's ``forward`` does not name: the targets.
+    """
+
+
+def with_targets(
+    dataset: Any,
+    cache: Cache,
+    *,
+    transform: Callable[[Any], Any] | None = None,
+    size: int | tuple[int, int] | None = None,
+    targets: Iterable[str] | None = None,
+    seed: int = 0,
+) -> WithTargets:
+    """A map-style dataset of the images in ``dataset``, as their teacher saw them, with what it said.
+
+    Args:
+        dataset: what the cache was built from: a :class:`Source`, or anything that it takes and that yields
+            undecoded bytes, PIL images or uint8 arrays. A Python dataset's items are called "0", "1", …; where
+            the cache was built from files, hand over ``Source(dataset, ids=…)``.
+        transform: takes the rendered view as a PIL image (RGB) and gives what becomes ``image``; for pixels only,
+            as whatever moves or recolours them at random parts them from their targets. A Hugging Face image
+            processor does. By default float32 (3, h, w), normalised as the teacher's pixels were.
+        size: (h, w), or both in one number, to render the view at; the teacher's by default.
+        targets: names of those to read; all by default.
+        seed: of the order of the views.
+
+    Raises:
+        MismatchError: the dataset is not the one the cache was built from, or the cache has no such target.
+        NotBuilt: the cache is not finished.
+        SourceError: the dataset yields what is no image, such as normalised tensors.
+    """
+    source = dataset if isinstance(dataset, Source) else Source(dataset)
+    _check_ids(source, cache)
+    pairing = canary.pair(cache, source)
+    if not pairing.same_labels and (source.labels >= 0).any():
+        warnings.warn(pairing.message, stacklevel=2)
+    if drawing := _drawing(transform):
+        warnings.warn(
+            f"the transform has {', '.join(drawing)}, which draws anew at every call: the student would be shown "
+            "other pixels than the teacher, whose answers are not to them. Leave it out: cached views vary by themselves",
+            stacklevel=2,
+        )
+    return WithTargets(source, cache, pairing, transform, _size(cache, size), _names(cache, targets), seed)
+
+
+class WithTargets(Base):
+    """Made by :func:`with_targets`. Item ``i`` is an :class:`Item` of
+
+    - ``image``: the rendered view, after the transform;
+    - ``label``: the cache's class, by name where both have names; −1 where unknown;
+    - each target by its name: float32 as ``Target.shape`` says; of ``topk`` a dict of arrays, of ``argmax`` the class;
+    - ``index``: the sample's place in ``cache.ids``; ``view``: the number of the view shown.
+
+    Images without targets (unreadable when the cache was built, or not in it) are left out; the others keep their
+    order. Which view is shown is a function of (seed, epoch): every ``views`` epochs show each view once, in the order
+    that ``softcache_train`` uses. The epoch is what :meth:`set_epoch` was told; until it is called, how often the
+    sample was read before. Both are shared with the processes of a ``DataLoader``, also with persistent ones.
+
+    Attributes:
+        samples: int64 ``(len,)``, each item's place in ``cache.ids``.
+        positions: int64 ``(len,)``, each item's place in the dataset that was handed over.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        cache: Cache,
+        pairing: canary.Pairing,
+        transform: Callable[[Any], Any] | None,
+        size: tuple[int, int],
+        targets: tuple[str, ...],
+        seed: int,
+    ):
+        self.source, self.transform, self.size, self.targets, self.seed = (
+            source,
+            transform,
+            size,
+            targets,
+            seed,
+        )
+        valid = np.setdiff1d(np.arange(cache.samples), cache.invalid)
+        self.samples = valid[np.argsort(pairing.index[valid])]
+        self.positions = pairing.index[self.samples]
+        labels = source.labels[self.positions]
+        if pairing.classes is not None:
+            labels = np.where(labels >= 0, pairing.classes[labels], -1)
+        self.labels = labels
+        self.views, self.input_spec = cache.views, cache.identity["teacher"]["input_spec"]
+        self.message = pairing.message
+        self._paths = [one.path for one in cache.members] if isinstance(cache, Several) else cache.path
+        self._digest = cache.digest
+        self._opened: Cache | None = cache
+        self._clock = _Clock(len(self.samples))
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __repr__(self) -> str:
+        left = len(self.source) - len(self)
+        out = f", {left:,} of the dataset left out" if left else ""
+        return f"WithTargets({len(self):,} images{out}; {self.message})"
+
+    def set_epoch(self, epoch: int) -> None:
+        """Show the view of this epoch, here and in worker processes that are there already."""
+        if epoch < 0:
+            raise SpecError(f"epoch {epoch}: epochs count from 0")
+        self._clock.epoch = epoch
+
+    def view(self, epoch: int) -> int:
+        """The number of the view that images are seen in during ``epoch``."""
+        return in_turn(self.views, epoch, "view", self.seed)
+
+    def __getitem__(self, i: int) -> Item:
+        return self.__getitems__([i])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Item]:
+        """Several items, as a ``DataLoader`` asks for them: the targets of a batch are read at once."""
+        rows = np.arange(len(self))[np.asarray(indices, np.int64)]  # as a list would: −1 is the last
+        epochs = self._clock.tick(rows)
+        items: dict[int, Item] = {}
+        for epoch in np.unique(epochs).tolist():
+            here = np.flatnonzero(epochs == epoch)
+            items |= zip(here.tolist(), self._of_view(self.view(epoch), rows[here]), strict=True)
+        return [items[place] for place in range(len(rows))]
+
+    def _of_view(self, view: int, rows: np.ndarray) -> list[Item]:
+        samples = self.samples[rows]
+        # not by whole views: each process would hold one
+        geometry = self.cache.read_views(view, samples, slab=False)
+        decoded = self.cache.read(view, samples, self.targets, slab=False)
+        return [
+            Item(
+                {
+                    "image": self._image(int(self.positions[row]), geometry[i]),
+                    "label": int(self.labels[row]),
+                    **{name: target[i].arrays() for name, target in decoded.items()},
+                    "index": int(samples[i]),
+                    "view": view,
+                }
+            )
+            for i, row in enumerate(rows)
+        ]
+
+    def _image(self, position: int, view: View) -> Any:
+        pixels = render(self.source.image(position), view, self.size)
+        if self.transform is None:
+            return normalise(pixels, self.input_spec)
+        from PIL import Image
+
+        image = self.transform(Image.fromarray(pixels))
+        # a Hugging Face processor makes a batch of one
+        return image["pixel_values"][0] if hasattr(image, "keys") and "pixel_values" in image else image
+
+    @property
+    def cache(self) -> Cache:
+        """The cache; in a process that did not inherit it, opened when it is first needed."""
+        if self._opened is None:
+            cache = open_cache(self._paths)
+            if cache.digest != self._digest:
+                raise MismatchError(f"{cache.path} holds another cache than when this dataset was made")
+            self._opened = cache
+        return self._opened
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_opened": None}
+
+
+class _Clock:
+    """The epoch, or until there is one, how often each row was read: in memory that processes share."""
+
+    def __init__(self, rows: int):
+        self._epoch = RawArray("q", [-1])
+        self._reads = RawArray("I", rows)
+
+    @property
+    def epoch(self) -> int:
+        return self._epoch[0]
+
+    @epoch.setter
+    def epoch(self, epoch: int) -> None:
+        self._epoch[0] = epoch
+
+    def tick(self, rows: np.ndarray) -> np.ndarray:
+        """The epoch that each of these rows is now read in."""
+        if self.epoch >= 0:
+            return np.full(len(rows), self.epoch)
+        reads = np.frombuffer(self._reads, np.uint32)
+        before = reads[rows]
+        np.add.at(reads, rows, 1)
+        return before
+
+    def __getstate__(self) -> dict[str, Any]:
+        if multiprocessing.context.get_spawning_popen() is not None:  # a worker shares it
+            return self.__dict__
+        return {name: bytes(shared) for name, shared in self.__dict__.items()}  # a copy has its own
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for name, kind in (("_epoch", "q"), ("_reads", "I")):
+            kept = state[name]
+            shared = kept
+            if isinstance(kept, bytes):
+                values = np.frombuffer(kept, kind)
+                shared = RawArray(kind, len(values))
+                np.frombuffer(shared, kind)[:] = values
+            setattr(self, name, shared)
+
+
+def _check_ids(source: Source, cache: Cache) -> None:
+    """The two mistakes that are made with ids, told better than by what is missing."""
+    if source.layout != "dataset" or source.ids_digest == cache.identity["source"]["ids"]:
+        return
+    counted = source.ids == tuple(map(str, range(len(source))))
+    if counted and not cache.ids[-1].isdecimal():
+        raise MismatchError(
+            f"the items of a Python dataset are called '0', '1', …, and those of the cache {cache.path} have names "
+            f"like {cache.ids[0]!r}. Say which item is which, with_targets(softcache.Source(dataset, ids=[…]), cache), "
+            "or hand over the files that the cache was built from: softcache.Source(FOLDER)"
+        )
+    if len(source) < cache.samples:
+        raise MismatchError(
+            f"the dataset has {len(source):,} images and the cache {cache.path} {cache.samples:,}: hand over the whole "
+            "dataset that the cache was built from, and take torch.utils.data.Subset of what with_targets returns"
+        )
+
+
+def _size(cache: Cache, size: int | tuple[int, int] | None) -> tuple[int, int]:
+    height, width = (
+        cache.identity["teacher"]["input_spec"]["size"] if size is None else np.broadcast_to(size, 2)
+    )
+    if min(height, width) < 1:
+        raise SpecError(f"size={size}: an image is at least one pixel high and wide")
+    return int(height), int(width)
+
+
+def _names(cache: Cache, targets: Iterable[str] | None) -> tuple[str, ...]:
+    names = tuple(cache.targets if targets is None else targets)
+    for name in names:
+        if name not in cache.targets:
+            raise MismatchError(
+                f"the cache {cache.path} has no target {name!r}{nearest(name, cache.targets)}"
+            )
+        if name in KEYS:
+            raise SpecError(
+                f"a target called {name!r} has no place beside the item's own: choose others with targets="
+            )
+    return names
+
+
+def _drawing(transform: Any) -> list[str]:
+    """The names of the parts of a transform that draw."""
+    parts = getattr(transform, "transforms", None)
+    if isinstance(parts, Iterable):
+        return [name for part in parts for name in _drawing(part)]
+    name = type(transform).__name__
+    return [name] if name.startswith(DRAWING) else []
