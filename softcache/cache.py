@@ -147,6 +147,11 @@ class Cache:
             raise NotBuilt(f"{self.path} is not finished: which images are unreadable is not known yet")
         return np.array(self.manifest.invalid, np.int64)
 
+    @property
+    def equivariance(self) -> dict[str, dict[str, float]]:
+        """How far each spatial target moves with its view, as the build measured; see docs/format.md."""
+        return {} if self.manifest is None else self.manifest.report.equivariance
+
     def constant(self, path: str) -> np.ndarray:
         """A constant array of the cache (``ids/offsets``, ``canary/pixels``), mapped."""
         array = self._constant_array(path)

@@ -16,6 +16,7 @@ from softcache.cache import Cache
 from softcache.errors import DamageError, MismatchError, NotBuilt
 from softcache.finish import metadata
 from softcache.keyed import draws
+from softcache.probe import answers
 from softcache.recipe import render
 from softcache.source import Source
 from softcache.teachers import Teacher
@@ -148,8 +149,8 @@ def verify_live(
             )
     chosen = _choose(cache, rows)
     pixels = _pixels(cache, source, pairing.index, chosen, teacher.input_spec.size)
-    live = _run(teacher, pixels, ours["batch"])
-    control = _run(teacher, pixels[::-1], max(1, ours["batch"] // 2 + 1))
+    live = answers(teacher, pixels, ours["batch"])
+    control = answers(teacher, pixels[::-1], max(1, ours["batch"] // 2 + 1))
     found = {}
     for name, target in cache.targets.items():
         said = [target.wrap(row[None]) for row in live[name]]
@@ -178,16 +179,6 @@ def _pixels(
         view = cache.read_views(k, np.array([sample]))[0]
         pixels[i] = render(source.image(int(index[sample])), view, size)
     return pixels
-
-
-def _run(teacher: Teacher, pixels: np.ndarray, batch: int) -> dict[str, np.ndarray]:
-    """The teacher's answers, in batches padded to full size as the builder's are."""
-    parts = []
-    for start in range(0, len(pixels), batch):
-        part = pixels[start : start + batch]
-        full = np.concatenate([part, np.zeros((batch - len(part), *part.shape[1:]), np.uint8)])
-        parts.append({k: v[: len(part)] for k, v in teacher(full).items()})
-    return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
 
 
 def _means(said: list[Any], kept: list[Any]) -> dict[str, float]:

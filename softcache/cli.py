@@ -365,6 +365,8 @@ def _shown(found: dict[str, Any]) -> list[str]:
         lines.append(
             f"  target   {name}: {target['kind']} {tuple(target['shape'])} as {target['codec']}{told}"
         )
+        if motion := report.get("equivariance", {}).get(name):
+            lines.append(f"           moves with the view, cosine: {measure.motion_words(motion)}")
     if found["complete"]:
         lines.append(f"  shards   {measure.size(report['bytes'])} in {total:,} blocks")
         if report["top1"] is not None:

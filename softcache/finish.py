@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from softcache import cache as caches
-from softcache import canary, measure, spec
+from softcache import canary, measure, probe, spec
 from softcache import manifest as m
 from softcache.block import Block
 from softcache.errors import DamageError, SourceError
@@ -51,7 +51,7 @@ def _write_manifest(job: Job) -> None:
         identity_file=m.Entry(sha256=spec.digest(identity), bytes=len(identity)),
         files=m.Entry(sha256=spec.digest(table), bytes=len(table)),
         invalid=invalid,
-        report=measure.report([r for r, _ in receipts], job.targets),
+        report=measure.report([r for r, _ in receipts], job.targets, probe.equivariance(job, invalid)),
     )
     job.store.put(m.MANIFEST, manifest.signed().to_bytes())
 

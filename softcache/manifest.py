@@ -266,8 +266,11 @@ class Receipt(_Signed):
 
 class Report(_Model):
     """What was measured. ``bytes`` of all shards; ``bytes_per_row`` of each target, before zstd; ``fidelity`` of each,
-    means of :func:`softcache.measure.fidelity`; top-1 over ``labelled`` rows, None without labels.
+    means of :func:`softcache.measure.fidelity`; top-1 over ``labelled`` rows, None without labels; ``equivariance`` of
+    each spatial target, see :mod:`softcache.probe`.
     """
+
+    ADDED: ClassVar[frozenset[str]] = frozenset({"equivariance"})
 
     bytes: Count
     bytes_per_row: dict[str, Count]
@@ -275,6 +278,7 @@ class Report(_Model):
     labelled: Count
     teacher_top1: float | None
     top1: float | None
+    equivariance: dict[str, dict[str, FiniteFloat]] = {}
 
 
 class Manifest(_Signed):

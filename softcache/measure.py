@@ -79,8 +79,10 @@ def _closeness(said: np.ndarray, kept: np.ndarray) -> dict[str, np.ndarray]:
     return {"relative_l2": np.linalg.norm(a - b, axis=1) / safe, "cosine": cosine}
 
 
-def report(receipts: list[Receipt], targets: Mapping[str, Target]) -> Report:
-    """The manifest's report: top-1 of what was kept, fidelity and bytes a row."""
+def report(
+    receipts: list[Receipt], targets: Mapping[str, Target], equivariance: dict[str, dict[str, float]]
+) -> Report:
+    """The manifest's report: top-1 of what was kept, fidelity and bytes a row, and what the probe found."""
     labelled = sum(r.labelled for r in receipts)
     return Report(
         bytes=sum(e.bytes for r in receipts for e in r.files),
@@ -89,6 +91,7 @@ def report(receipts: list[Receipt], targets: Mapping[str, Target]) -> Report:
         labelled=labelled,
         teacher_top1=sum(r.teacher_correct for r in receipts) / labelled if labelled else None,
         top1=sum(r.correct for r in receipts) / labelled if labelled else None,
+        equivariance=equivariance,
     )
 
 
@@ -117,6 +120,12 @@ def words(fidelity: Mapping[str, float]) -> str:
     return ", ".join(f"{k} {v:.6f}" if k == "cosine" else f"{k} {v:.3g}" for k, v in fidelity.items())
 
 
+def motion_words(figures: Mapping[str, float]) -> str:
+    """``flip 0.7429 (0.6277 ignoring it), zoom …``: the probe's figures of a target."""
+    moves = [k for k in ("flip", "shift", "zoom") if k in figures]
+    return ", ".join(f"{k} {figures[k]:.4f} ({figures[f'{k}_ignored']:.4f} ignoring it)" for k in moves)
+
+
 def tell(cache: Cache) -> str:
     """What a build says at its end."""
     assert cache.manifest is not None
@@ -127,6 +136,8 @@ def tell(cache: Cache) -> str:
     for name, values in r.fidelity.items():
         told = words(values)
         lines.append(f"  {name} as {cache.targets[name].spec}: {r.bytes_per_row[name]:,} bytes a row; {told}")
+    for name, figures in r.equivariance.items():
+        lines.append(f"  {name} moves with the view, cosine: {motion_words(figures)}")
     if r.top1 is not None:
         lines.append(
             f"  top-1 of what was cached against the labels: {r.top1:.2%} of {r.labelled:,} rows "

@@ -63,6 +63,12 @@ class Several(Cache):
         """sha256 over the members' names."""
         return spec.digest(spec.canonical_json([c.digest for c in self.members]))
 
+    @property
+    def equivariance(self) -> dict[str, dict[str, float]]:
+        return {
+            f"{i}.{name}": f for i, one in enumerate(self.members) for name, f in one.equivariance.items()
+        }
+
     @cached_property
     def invalid(self) -> np.ndarray:
         """Samples that one of them could not read."""

@@ -17,9 +17,9 @@ FLOORS = [
     {"errors", "spec", "keyed"},
     {"codecs", "store"},
     {"source", "recipe", "targets", "pixels"},
-    {"block", "zarrfile", "manifest"},
+    {"block", "zarrfile", "manifest", "warp"},
     {"cache", "canary", "reader", "several"},
-    {"job", "meter", "measure", "builder", "rows", "finish", "checker", "pilot", "adapter", "teachers"},
+    {"job", "meter", "measure", "builder", "rows", "probe", "finish", "checker", "pilot", "adapter", "teachers"},
     {"testing", "cli"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

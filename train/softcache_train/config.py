@@ -23,7 +23,9 @@ from softcache.errors import SpecError, nearest
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
-NO_EFFECT_ON_WEIGHTS = frozenset({"workers", "val_limit", "check_source", "checkpoint_every", "out"})
+NO_EFFECT_ON_WEIGHTS = frozenset(
+    {"workers", "val_limit", "check_source", "checkpoint_every", "out", "warp_threshold"}
+)
 
 
 class Config(BaseModel):
@@ -61,6 +63,13 @@ class Config(BaseModel):
     of teachers runs as one."""
     weights: str | list[str | None] | None = None
     """The live teacher's weights; a list for several."""
+
+    policy: Literal["exact", "warp", "frozen"] = "exact"
+    """How cached targets go with the views that are shown; see :mod:`softcache_train.policy`."""
+    recipe: str | None = None
+    """How fresh views are drawn at every epoch: for ``warp`` and ``frozen``, a live teacher, or labels only."""
+    warp_threshold: Fraction = 0.95
+    """The least cosine, of those the build measured, that lets a target be warped."""
 
     seed: NonNegativeInt = 0
     workers: NonNegativeInt = 2

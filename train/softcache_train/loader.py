@@ -7,6 +7,7 @@ alone.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -25,6 +26,7 @@ from softcache.pixels import normalise as normalised
 from softcache.recipe import View, render
 from softcache.source import Source
 from softcache_train.order import Order
+from softcache_train.policy import THRESHOLD, ViewPolicy
 from softcache_train.targets import BatchTarget, CacheTargets, TargetSource
 
 DECODED_BYTES = 1 << 30  # decoded images kept in memory, so that a small dataset is decoded once
@@ -35,8 +37,9 @@ class Batch:
     """One step's rows of one rank.
 
     ``images`` float32 (B, 3, h, w), normalised; ``labels`` int64 (B,), the cache's classes, −1
-    where unknown; ``index`` int64 (B,), indices into ``cache.ids``; ``view`` the view number and
-    ``views`` the realised views; ``targets`` by name, also as ``batch["logits"]``.
+    where unknown; ``index`` int64 (B,), indices into ``cache.ids``; ``view`` the cached view number
+    (0, the canonical one, where views are fresh) and ``views`` the realised views that are shown;
+    ``targets`` by name, also as ``batch["logits"]``.
     """
 
     images: Tensor
@@ -79,12 +82,15 @@ class Loader:
         targets: names of the targets to read; all by default.
         target_source: where targets come from; the cache by default.
         samples: int64 indices into ``cache.ids`` to train on; all valid ones by default.
-        views: train on the first so many of the cache's views; all by default.
+        views: train on the first so many of the cache's views; all by default. Fresh views have no
+            number.
         pairing: of this cache and source, where it was made before.
+        policy, recipe, warp_threshold: how cached targets go with the views that are shown, and how
+            fresh views are drawn; see :mod:`softcache_train.policy`.
 
     Raises:
         MismatchError: the source is not the one the cache was built from, or a target is constant
-            across a batch.
+            across a batch, or cannot be warped.
         SpecError: no full batch fits, a sample is invalid, or an option cannot be understood.
     """
 
@@ -105,6 +111,9 @@ class Loader:
         samples: np.ndarray | None = None,
         views: int | None = None,
         pairing: canary.Pairing | None = None,
+        policy: str = "exact",
+        recipe: str | None = None,
+        warp_threshold: float = THRESHOLD,
     ):
         self.pairing = pairing or canary.pair(cache, source)
         self.cache, self.source = cache, source
@@ -121,7 +130,10 @@ class Loader:
             raise SpecError(f"{cache.ids[refused[0]]!r} cannot be trained on: its image is unreadable")
         if views is not None and not 1 <= views <= cache.views:
             raise SpecError(f"views={views}, and the cache {cache.path} holds {cache.views}")
-        self.order = Order(samples, views or cache.views, global_batch, seed)
+        self.policy = ViewPolicy.make(cache, policy, recipe, seed, self.target_source, warp_threshold)
+        if rank == 0 and self.policy.warning:
+            logging.getLogger(__name__).warning(self.policy.warning)
+        self.order = Order(samples, 1 if self.policy.fresh else views or cache.views, global_batch, seed)
         self.labels = class_labels(cache, source, self.pairing.index)
         self.image = _Decoded(source, self.pairing.index)
         self.epoch = self.step = 0
@@ -167,7 +179,7 @@ class Loader:
 
     def _rows(self, epoch: int, step: int) -> tuple[np.ndarray, int, list[View]]:
         rows, view = self.order.rows(epoch, step, self.rank, self.world), self.order.view(epoch)
-        return rows, view, self.cache.read_views(view, rows)
+        return rows, view, self.policy.views(epoch, view, rows)
 
     def _render(self, rows: np.ndarray, views: list[View]) -> tuple[Tensor, np.ndarray | None]:
         """The student's images, and the pixels that the target source asks for."""
@@ -192,6 +204,7 @@ class Loader:
                     f"the target {name!r} is the same for all {len(rows)} samples of a batch: the "
                     "teacher did not see its input, or this cache is not of these images"
                 )
+        targets = self.policy.targets(targets, view, rows, views)
         return Batch(images, torch.from_numpy(self.labels[rows]), rows, view, views, targets)
 
 

@@ -97,6 +97,9 @@ def _train(
         samples=divided.train,
         views=config.views,
         pairing=pairing,
+        policy=config.policy,
+        recipe=config.recipe,
+        warp_threshold=config.warp_threshold,
     )
     _check_labels(config, loader, num_classes)
     held_out = validation.load(cache, source, divided, loader.size)
