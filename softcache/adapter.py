@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 else:
     Base = object  # to a DataLoader all the same, and without torch
 
-KEYS = ("image", "index", "label", "view")
+KEYS = ("image", "index", "label", "lam", "partner_label", "view")
 # of torchvision, timm, albumentations and kornia: what draws anew at every call
 DRAWING = (
     "Rand",
@@ -100,7 +100,9 @@ class WithTargets(Base):
     - ``image``: the rendered view, after the transform;
     - ``label``: the cache's class, by name where both have names; −1 where unknown;
     - each target by its name: float32 as ``Target.shape`` says; of ``topk`` a dict of arrays, of ``argmax`` the class;
-    - ``index``: the sample's place in ``cache.ids``; ``view``: the number of the view shown.
+    - ``index``: the sample's place in ``cache.ids``; ``view``: the number of the view shown;
+    - where the cache's recipe mixes: ``partner_label``, that of the sample it is mixed with, and ``lam``, float32 λ, the
+      share of ``label`` (1, and the same label twice, where this one is not mixed).
 
     Images without targets (unreadable when the cache was built, or not in it) are left out; the others keep their
     order. Which view is shown is a function of (seed, epoch): every ``views`` epochs show each view once, in the order
@@ -132,10 +134,10 @@ class WithTargets(Base):
         valid = np.setdiff1d(np.arange(cache.samples), cache.invalid)
         self.samples = valid[np.argsort(pairing.index[valid])]
         self.positions = pairing.index[self.samples]
-        labels = source.labels[self.positions]
+        self._index, labels = pairing.index, source.labels[pairing.index]
         if pairing.classes is not None:
             labels = np.where(labels >= 0, pairing.classes[labels], -1)
-        self.labels = labels
+        self._labels = labels  # as in cache.ids
         self.views, self.input_spec = cache.views, cache.identity["teacher"]["input_spec"]
         self.message = pairing.message
         self._paths = [one.path for one in cache.members] if isinstance(cache, Several) else cache.path
@@ -177,23 +179,32 @@ class WithTargets(Base):
     def _of_view(self, view: int, rows: np.ndarray) -> list[Item]:
         samples = self.samples[rows]
         # not by whole views: each process would hold one
-        geometry = self.cache.read_views(view, samples, slab=False)
+        views = self.cache.read_views(view, samples, slab=False)
         decoded = self.cache.read(view, samples, self.targets, slab=False)
         return [
             Item(
                 {
-                    "image": self._image(int(self.positions[row]), geometry[i]),
-                    "label": int(self.labels[row]),
+                    "image": self._image(sample, views[i]),
+                    "label": int(self._labels[sample]),
+                    **(self._mix(sample, views[i]) if self.cache.mixed else {}),
                     **{name: target[i].arrays() for name, target in decoded.items()},
-                    "index": int(samples[i]),
+                    "index": sample,
                     "view": view,
                 }
             )
-            for i, row in enumerate(rows)
+            for i, sample in enumerate(samples.tolist())
         ]
 
-    def _image(self, position: int, view: View) -> Any:
-        pixels = render(self.source.image(position), view, self.size)
+    def _mix(self, sample: int, view: View) -> dict[str, Any]:
+        partner, lam = (view.mix.partner, view.mix.blend.share) if view.mix else (sample, 1.0)
+        return {"partner_label": int(self._labels[partner]), "lam": np.float32(lam)}
+
+    def _decoded(self, sample: int) -> np.ndarray:
+        return self.source.image(int(self._index[sample]))
+
+    def _image(self, sample: int, view: View) -> Any:
+        partner = self._decoded(view.mix.partner) if view.mix else None
+        pixels = render(self._decoded(sample), view, self.size, partner)
         if self.transform is None:
             return normalise(pixels, self.input_spec)
         from PIL import Image

@@ -116,7 +116,7 @@ def build(
         raise SpecError(f"label_smoothing {label_smoothing}: it is from 0 up to 1, such as 0.1")
     asked, made = requests(targets), Recipe(recipe, seed)
     samples = open_source(source, split, limit, layout, image_column, label_column)
-    check_sizes(samples, views)
+    check_sizes(samples, views, made)
     size = (input_size, input_size) if isinstance(input_size, int) else input_size
     options = Options(
         allow_pickle=allow_pickle,
@@ -327,7 +327,7 @@ def _claimed(job: Job, block: Block, claims: ExitStack) -> Work | None:
 def _empty(job: Job, work: Work, start: int) -> Batch:
     rows = min(job.batch, work.block.rows - start)
     pixels = np.zeros((job.batch, *job.teacher.input_spec.size, 3), np.uint8)
-    return Batch(work, start, rows, pixels, m.view_rows(rows, job.recipe.parameters), [])
+    return Batch(work, start, rows, pixels, m.view_rows(rows, job.recipe.parameters, job.recipe.mixed), [])
 
 
 def _render(job: Job, batches: list[Batch], rows: range) -> None:
@@ -337,17 +337,14 @@ def _render(job: Job, batches: list[Batch], rows: range) -> None:
         sample = int(first.work.samples[first.start + row])
         try:
             image = job.source.image(sample)
+            seen = [job.see(image, sample, batch.work.block.view) for batch in batches]
         except UnreadableImage:
             for batch in batches:
                 batch.unreadable.append(sample)
             continue
-        for batch in batches:
-            view = job.recipe.view(
-                job.source.ids[sample], batch.work.block.view, image.shape[1], image.shape[0]
-            )
-            batch.pixels[row] = render(image, view, size)
-            for name, numbers in view.fields().items():
-                batch.views[name][row] = numbers
+        for batch, (view, partner) in zip(batches, seen, strict=True):
+            batch.pixels[row] = render(image, view, size, partner)
+            m.keep_view(batch.views, row, view)
 
 
 def _refuse_unreadable(job: Job, batch: Batch) -> None:

@@ -6,14 +6,17 @@ and resampler, from this copy of the images, must give the same bytes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from softcache import manifest as m
 from softcache.cache import Cache
 from softcache.errors import DamageError, MismatchError, NotBuilt, UnreadableImage
 from softcache.keyed import draws
 from softcache.recipe import OPS, RENDER_VERSION, View, render
+from softcache.recipe.mix import UNMIXED, Blend, Mix, impossible
 from softcache.several import Several
 from softcache.source import Source, digest_contents, digest_labels
 
@@ -143,25 +146,48 @@ def _classes(ours: tuple[str, ...] | None, theirs: tuple[str, ...] | None) -> tu
 
 def _worst(cache: Cache, source: Source, index: np.ndarray) -> float:
     """The largest mean absolute difference of a canary, in levels."""
-    size = tuple(cache.identity["teacher"]["input_spec"]["size"])
-    pixels, geometry, samples = (cache.constant(f"canary/{n}") for n in ("pixels", "geometry", "sample"))
-    n = len(samples)
-    ops = cache.constant("canary/ops") if cache.parameters else np.zeros((n, 0), np.int16)
-    found = [(a.shape, a.dtype.name) for a in (pixels, geometry, ops, samples)]
-    should = [
-        ((n, *size, 3), "uint8"),
-        ((n, View.FIELDS), "int16"),
-        ((n, cache.parameters), "int16"),
-        ((n,), "int64"),
-    ]
-    if found != should or (n and not 0 <= samples.min() <= samples.max() < cache.samples):
-        raise DamageError(f"the canaries of {cache.path} are not what a build writes: {found}")
     worst = 0.0
-    views = map(View.unpack, geometry.tolist(), ops.tolist())
-    for sample, view, kept in zip(samples.tolist(), views, pixels, strict=True):
+    size = tuple(cache.identity["teacher"]["input_spec"]["size"])
+    for sample, view, kept in _canaries(cache, size):
         try:
-            seen = render(source.image(int(index[sample])), view, size)
+            image = source.image(int(index[sample]))
+            partner = view.mix and source.image(int(index[view.mix.partner]))
         except UnreadableImage as e:
             raise MismatchError(f"a canary of the cache {cache.path} cannot be rendered: {e}") from e
+        seen = render(image, view, size, partner)
         worst = max(worst, float(np.abs(seen.astype(np.int16) - kept).mean()))
     return worst
+
+
+def _canaries(cache: Cache, size: tuple[int, int]) -> Iterator[tuple[int, View, np.ndarray]]:
+    """Sample, view and pixels of each. :class:`DamageError` for canaries that no build writes."""
+    samples = cache.constant("canary/sample")
+    n = len(samples)
+    should = {"pixels": ((n, *size, 3), "uint8"), "sample": ((n,), "int64")}
+    for of, mixed in (("", cache.mixed), *([("partner_", False)] if cache.mixed else [])):
+        room = m.view_rows(n, cache.parameters, mixed)
+        should |= {of + name: (rows.shape, rows.dtype.name) for name, rows in room.items()}
+    kept = {name: cache.constant(f"canary/{name}") for name in should}
+    found = {name: (values.shape, values.dtype.name) for name, values in kept.items()}
+    if (
+        found != should
+        or (n and not 0 <= samples.min() <= samples.max() < cache.samples)
+        or (
+            cache.mixed
+            and impossible(samples, kept["partner"], kept["mix"], cache.samples, cache.views).any()
+        )
+    ):
+        raise DamageError(f"the canaries of {cache.path} are not what a build writes: {found}")
+    for i, sample in enumerate(samples.tolist()):
+        view = _view(kept, "", i)
+        who, number = kept["partner"][i].tolist() if cache.mixed else UNMIXED[0]
+        if who >= 0:
+            blend = Blend.unpack(kept["mix"][i].tolist())
+            view = replace(view, mix=Mix(who, number, _view(kept, "partner_", i), blend))
+        yield sample, view, kept["pixels"][i]
+
+
+def _view(kept: Mapping[str, np.ndarray], of: str, i: int) -> View:
+    """The view in row ``i`` of the canaries, or the one it is mixed with (``of`` is ``partner_``)."""
+    ops = kept[of + "ops"][i].tolist() if of + "ops" in kept else ()
+    return View.unpack(kept[of + "geometry"][i].tolist(), ops)

@@ -177,7 +177,8 @@ def _pixels(
     pixels = np.empty((len(chosen), *size, 3), np.uint8)
     for i, (sample, k) in enumerate(chosen):
         view = cache.read_views(k, np.array([sample]))[0]
-        pixels[i] = render(source.image(int(index[sample])), view, size)
+        partner = view.mix and source.image(int(index[view.mix.partner]))
+        pixels[i] = render(source.image(int(index[sample])), view, size, partner)
     return pixels
 
 

@@ -13,7 +13,7 @@ from softcache import manifest as m
 from softcache.block import Block
 from softcache.errors import DamageError, SourceError
 from softcache.job import Job, ids_arrays
-from softcache.recipe import View, render
+from softcache.recipe import render
 from softcache.zarrfile import Array, group_metadata, groups
 
 
@@ -74,15 +74,21 @@ def _canaries(job: Job, invalid: list[int]) -> list[tuple[Array, np.ndarray]]:
         raise SourceError(f"none of the {len(invalid):,} images of {job.source.describe()} can be read")
     rows = canary.choose(job.grid.samples, job.grid.views, invalid, job.recipe.seed)
     size = job.teacher.input_spec.size
-    pixels, views = np.zeros((len(rows), *size, 3), np.uint8), m.view_rows(len(rows), job.recipe.parameters)
+    pixels = np.zeros((len(rows), *size, 3), np.uint8)
+    kept, partners = (
+        m.view_rows(len(rows), job.recipe.parameters, mixed) for mixed in (job.recipe.mixed, False)
+    )
     for i, (sample, k) in enumerate(rows):
         image = job.source.image(sample)
-        view: View = job.recipe.view(job.source.ids[sample], k, image.shape[1], image.shape[0])
-        pixels[i] = render(image, view, size)
-        for name, numbers in view.fields().items():
-            views[name][i] = numbers
-    named = views | {"pixels": pixels, "sample": np.array([s for s, _ in rows], np.int64)}
-    return [(m.constant(f"canary/{n}", v.shape, v.dtype.name), v) for n, v in named.items() if v.size]
+        view, partner = job.see(image, sample, k)
+        pixels[i] = render(image, view, size, partner)
+        m.keep_view(kept, i, view)
+        if view.mix:
+            m.keep_view(partners, i, view.mix.view)
+    named = kept | {"pixels": pixels, "sample": np.array([s for s, _ in rows], np.int64)}
+    if job.recipe.mixed:
+        named |= {f"partner_{name}": numbers for name, numbers in partners.items()}
+    return [(m.constant(f"canary/{n}", v.shape, v.dtype.name), v) for n, v in named.items()]
 
 
 def metadata(arrays: list[Array], constants: Mapping[str, m.Constant]) -> dict[str, bytes]:

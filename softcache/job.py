@@ -16,8 +16,9 @@ import softcache
 from softcache import cache as caches
 from softcache import manifest as m
 from softcache.block import Grid
-from softcache.errors import MismatchError, SoftcacheError, SourceError, TeacherError, nearest
-from softcache.recipe import Recipe
+from softcache.errors import MismatchError, SoftcacheError, SourceError, SpecError, TeacherError, nearest
+from softcache.recipe import Recipe, View
+from softcache.recipe.partner import mixed
 from softcache.source import Source, digest_labels
 from softcache.store import Store
 from softcache.targets import Request, Target, is_logits
@@ -46,6 +47,14 @@ class Job:
     @property
     def batch(self) -> int:
         return self.identity.teacher.batch
+
+    def see(self, image: np.ndarray, sample: int, k: int) -> tuple[View, np.ndarray | None]:
+        """View number ``k`` of a sample whose image is given, and the image it is mixed with, if it is.
+
+        Raises :class:`~softcache.errors.UnreadableImage`.
+        """
+        view = self.recipe.view(self.source.ids[sample], k, image.shape[1], image.shape[0])
+        return mixed(self.recipe, view, sample, k, self.source, self.skip_corrupt)
 
 
 def prepare(
@@ -81,7 +90,7 @@ def prepare(
     if stored.digest != wanted.digest:
         raise _refusal(store, stored, wanted)
     grid, targets = stored.make_grid(), stored.make_targets()
-    arrays = m.arrays(grid, targets, recipe.parameters)
+    arrays = m.arrays(grid, targets, recipe.parameters, recipe.mixed)
     return Job(store, source, teacher, recipe, stored, grid, targets, arrays, labels, skip_corrupt)
 
 
@@ -242,9 +251,14 @@ def _libraries(teacher: Teacher) -> dict[str, str]:
     return ours | {"machine": platform.machine()} | teacher.libraries()
 
 
-def check_sizes(source: Source, views: int) -> None:
+def check_sizes(source: Source, views: int, recipe: Recipe) -> None:
     """Refuse what cannot be a cache before anything is loaded."""
     if not len(source):
         raise SourceError(f"{source.describe()} is empty")
     if views < 1:
         raise SourceError(f"views is {views}: at least 1")
+    if recipe.mixed and len(source) < 2:
+        raise SpecError(
+            f"recipe {recipe.spec!r} mixes every sample with another, and {source.describe()} is all there is: "
+            "leave out the mix, or give more samples"
+        )

@@ -25,6 +25,7 @@ from pydantic import (
 from softcache import spec
 from softcache.block import Block, Grid
 from softcache.errors import DamageError, MismatchError
+from softcache.recipe.mix import Blend, Mix
 from softcache.recipe.view import MAX_PARAMETERS, View
 from softcache.targets import NAME, Target
 from softcache.zarrfile import Array
@@ -69,14 +70,16 @@ class SourceId(_Model):
 
 
 class RecipeId(_Model):
-    """How views were drawn and rendered; ``parameters`` numbers of its pixel ops are kept of each."""
+    """How views were drawn and rendered; ``parameters`` numbers of its pixel ops are kept of each, and with ``mixed``
+    what it is mixed with."""
 
-    ADDED: ClassVar[frozenset[str]] = frozenset({"parameters"})
+    ADDED: ClassVar[frozenset[str]] = frozenset({"parameters", "mixed"})
     spec: str
     seed: int
     ops: dict[str, int]
     render: dict[str, int | str]
     parameters: Annotated[int, Field(ge=0, le=MAX_PARAMETERS)] = 0
+    mixed: bool = False
 
 
 class InputSpec(_Model):
@@ -169,20 +172,29 @@ class Identity(_Model):
         return {n: Target.from_identity(n, t.model_dump()) for n, t in sorted(self.targets.items())}
 
 
-def view_rows(rows: int, parameters: int) -> dict[str, np.ndarray]:
+def view_rows(rows: int, parameters: int, mixed: bool) -> dict[str, np.ndarray]:
     """Room for what is stored of so many views, by the names of :meth:`~softcache.recipe.View.fields`, zeros."""
-    return {
+    room = {
         "geometry": np.zeros((rows, View.FIELDS), np.int16),
         "ops": np.zeros((rows, parameters), np.int16),
+        "partner": np.zeros((rows, Mix.FIELDS * mixed), np.int64),
+        "mix": np.zeros((rows, Blend.FIELDS * mixed), np.int16),
     }
+    return {name: numbers for name, numbers in room.items() if numbers.shape[1]}
 
 
-def arrays(grid: Grid, targets: dict[str, Target], parameters: int = 0) -> list[Array]:
-    """The arrays cut into blocks, in canonical (path) order: one a field, and the views with their pixel ops."""
+def keep_view(views: dict[str, np.ndarray], row: int, view: View) -> None:
+    """Put a view into a row of :func:`view_rows`."""
+    fields = view.fields()
+    for name, numbers in views.items():
+        numbers[row] = fields[name]
+
+
+def arrays(grid: Grid, targets: dict[str, Target], parameters: int = 0, mixed: bool = False) -> list[Array]:
+    """The arrays cut into blocks, in canonical (path) order: one a field, and the views with ops and mixes."""
     found = [
         _block_array(f"view/{name}", rows.dtype.name, rows.shape[1:], ("parameter",), grid)
-        for name, rows in view_rows(0, parameters).items()
-        if rows.shape[1]
+        for name, rows in view_rows(0, parameters, mixed).items()
     ]
     for target in targets.values():
         for field in target.fields:

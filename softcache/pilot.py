@@ -24,6 +24,7 @@ from softcache.finish import metadata
 from softcache.job import begun, check_sizes, default_rows, ids_arrays
 from softcache.measure import size, words
 from softcache.meter import clock
+from softcache.recipe import Recipe
 from softcache.source import Source
 from softcache.store import Store
 
@@ -93,7 +94,7 @@ def plan(out: str | Path | None = None, *, pilot: int = 256, epochs: int = 30, *
     asked.apply_defaults()
     settings = asked.arguments
     source = open_source(**{name: settings[name] for name in _OF_SOURCE})
-    check_sizes(source, settings["views"])
+    check_sizes(source, settings["views"], Recipe(settings["recipe"], settings["seed"]))
     there = 0 if out is None else _already(Store(out))
 
     began = time.monotonic()

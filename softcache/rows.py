@@ -13,6 +13,7 @@ from softcache.block import Block
 from softcache.codecs import Fields
 from softcache.errors import TeacherError
 from softcache.job import Job
+from softcache.recipe.mix import ONE
 
 
 @dataclass
@@ -65,6 +66,7 @@ def _encode(job: Job, batch: Batch, answer: dict[str, np.ndarray]) -> None:
     work, rows = batch.work, batch.rows
     samples = work.samples[batch.start : batch.start + rows]
     valid = ~np.isin(samples, batch.unreadable)
+    labels = np.where(valid, job.labels[_most_shown(batch, samples)], -1)
     for name, views in batch.views.items():
         work.rows.setdefault(f"view/{name}", []).append(views)
     for name, target in job.targets.items():
@@ -72,7 +74,15 @@ def _encode(job: Job, batch: Batch, answer: dict[str, np.ndarray]) -> None:
         fields = target.codec.encode(values)
         for f, encoded in fields.items():
             work.rows.setdefault(f"targets/{name}/{f}", []).append(encoded)
-        _measure(job, work, name, values, fields, samples, valid, first=batch.start == 0)
+        _measure(job, work, name, values, fields, labels, valid, first=batch.start == 0)
+
+
+def _most_shown(batch: Batch, samples: np.ndarray) -> np.ndarray:
+    """The samples themselves, or the partner of which a mixed view shows more: its label is the right one."""
+    if "mix" not in batch.views:
+        return samples
+    lam, partners = batch.views["mix"][:, 0].astype(np.int32), batch.views["partner"][:, 0]
+    return np.where(2 * lam < ONE, partners, samples)
 
 
 def _checked(
@@ -108,7 +118,7 @@ def _measure(
     name: str,
     values: np.ndarray,
     fields: Fields,
-    samples: np.ndarray,
+    labels: np.ndarray,
     valid: np.ndarray,
     first: bool,
 ) -> None:
@@ -116,7 +126,7 @@ def _measure(
     target = job.targets[name]
     if name == "logits":
         kept = target.decode(fields)
-        work.tally.count(values.argmax(axis=1), kept.top1(), np.where(valid, job.labels[samples], -1))
+        work.tally.count(values.argmax(axis=1), kept.top1(), labels)
     if first:
         few = np.flatnonzero(valid)[: measure.ROWS]
         kept = target.decode({f: encoded[few] for f, encoded in fields.items()})

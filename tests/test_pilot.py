@@ -66,6 +66,7 @@ CASES: dict[str, dict[str, Any]] = {
         "targets": {"map": "int8", "logits": "full(f16)"},
     },
     "pixel ops": {"source": 400, "views": 3, "recipe": "random_resized_crop(8)|flip|grayscale"},
+    "mixes": {"source": 400, "views": 3, "recipe": "crop(8)|grayscale|mix(p=0.9)"},
     "two teachers": {
         "source": 300,
         "views": 2,
@@ -206,6 +207,7 @@ def test_break_even_is_where_the_teacher_online_has_taken_as_long():
         ({"rank": 3, "world": 2}, SpecError, "rank 3 of world 2"),
         ({"targets": {"lay": "int8"}}, TeacherError, "no target 'lay'"),
         ({"recipe": "crp(3)"}, SpecError, "crp"),
+        ({"recipe": "mixup", "source": ToyImages(1)}, SpecError, "mixes every sample with another"),
         ({"source": "nowhere"}, SourceError, "there is no nowhere"),
         ({"teacher": "no_such_package:make"}, TeacherError, "no_such_package"),
         ({"view": 3}, TypeError, "view"),

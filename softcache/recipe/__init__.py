@@ -2,12 +2,13 @@
 
 A recipe is a spec read left to right: ``crop(32, pad=4)|flip``, ``resize(256)|center_crop(224)``.
 A new op is one frozen dataclass and one line in :data:`OPS`. There are ops of geometry, which change the canvas, and
-after them pixel ops (:mod:`.pixelop`), done on the pixels that were resampled.
+after them pixel ops (:mod:`.pixelop`), done on the pixels that were resampled; a mix with another sample's view
+(:mod:`.mixing`) is last.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, ClassVar, Protocol
 
@@ -21,6 +22,8 @@ from softcache.recipe.erase import Cutout, Erase
 from softcache.recipe.flip import Flip
 from softcache.recipe.grayscale import Grayscale
 from softcache.recipe.identity import Identity
+from softcache.recipe.mix import Blend
+from softcache.recipe.mixing import Cutmix, Mixing, Mixup, MixupOrCutmix, candidates
 from softcache.recipe.pixelop import PixelOp
 from softcache.recipe.rand_augment import RandAugment
 from softcache.recipe.render import VERSION as RENDER_VERSION
@@ -52,11 +55,14 @@ OPS: Mapping[str, type[Op]] = {
     "center_crop": CenterCrop,
     "color_jitter": ColorJitter,
     "crop": Crop,
+    "cutmix": Cutmix,
     "cutout": Cutout,
     "erase": Erase,
     "flip": Flip,
     "grayscale": Grayscale,
     "identity": Identity,
+    "mix": MixupOrCutmix,
+    "mixup": Mixup,
     "rand_augment": RandAugment,
     "random_resized_crop": RandomResizedCrop,
     "resize": Resize,
@@ -94,15 +100,22 @@ class Recipe:
         return sum(op.parameters for _, op in self._steps if isinstance(op, PixelOp))
 
     @property
+    def mixed(self) -> bool:
+        """Are views mixed with those of other samples? Then see :meth:`mix`."""
+        return isinstance(self._steps[-1][1], Mixing)
+
+    @property
     def size(self) -> Size | None:
         """(height, width) that every view ends with, or None where it depends on the image."""
-        size = None
+        return self._size(None)
+
+    def _size(self, size: Size | None) -> Size | None:
         for _, op in self._steps:
             size = op.size_after(size)
         return size
 
     def view(self, id: str, k: int, width: int, height: int) -> View:
-        """View number ``k`` of the sample ``id``, whose image is ``width`` × ``height`` pixels.
+        """View number ``k`` of the sample ``id``, whose image is ``width`` × ``height`` pixels, not mixed.
 
         Raises :class:`SpecError` where an op cannot be done on an image of that size, or where a
         number of the view does not fit 16 bits.
@@ -121,6 +134,22 @@ class Recipe:
             )
         return view
 
+    def mix(
+        self, id: str, k: int, sample: int, samples: int, width: int, height: int
+    ) -> tuple[Blend, Iterator[int]] | None:
+        """How that view is mixed, and the partners to try in order (every other of ``samples``); None where it is not.
+
+        ``sample`` is the number of ``id``.
+        """
+        if not self.mixed:
+            return None
+        name, op = self._steps[-1]
+        size = self._size((height, width))
+        assert isinstance(op, Mixing) and size is not None
+        stream = draws(self.seed, id, k, len(self._steps) - 1, name)
+        blend = op.blend(size, stream)
+        return None if blend is None else (blend, candidates(sample, samples, stream))
+
     def _on(self, id: str, width: int, height: int) -> str:
         return f"recipe {self.spec!r} on {id!r}, an image of {width}x{height}"
 
@@ -131,6 +160,7 @@ class Recipe:
         return {
             "spec": self.spec,
             "seed": self.seed,
+            "mixed": self.mixed,
             "ops": {name: op.version for name, op in self._steps},
             "parameters": self.parameters,
             "render": {"version": RENDER_VERSION, "pillow": PIL.__version__},
@@ -138,10 +168,13 @@ class Recipe:
 
 
 def _check_order(steps: tuple[tuple[str, Op], ...]) -> None:
-    """Pixels exist only after all geometry is known: what is written must be what is done."""
+    """Geometry, then pixels, then the mix of what is whole: what is written must be what is done."""
     painted = None
     for name, op in steps:
-        if isinstance(op, PixelOp):
+        if isinstance(op, Mixing):
+            if op is not steps[-1][1]:
+                raise SpecError(f"{name!r} must come last in a recipe, and once")
+        elif isinstance(op, PixelOp):
             painted = name
         elif painted is not None:
             raise SpecError(f"{name!r} comes after {painted!r}: write geometry first, then ops on pixels")

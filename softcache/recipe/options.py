@@ -19,10 +19,10 @@ def number(op: str, name: str, value: object, most: float) -> None:
         raise SpecError(f"{op}: {name} must be a number from 0 to {most:g}, not {value!r}")
 
 
-def probability(op: str, value: object) -> None:
+def probability(op: str, value: object, name: str = "p") -> None:
     """:class:`SpecError` unless ``value`` is a number from 0 to 1."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise SpecError(f"{op}: p must be a probability from 0 to 1, not {value!r}")
+        raise SpecError(f"{op}: {name} must be a probability from 0 to 1, not {value!r}")
 
 
 def height_width(op: str, size: object) -> Size:

@@ -10,15 +10,30 @@ from softcache.recipe.view import View
 VERSION = 1
 
 
-def render(image: np.ndarray, view: View, size: tuple[int, int]) -> np.ndarray:
+def render(
+    image: np.ndarray, view: View, size: tuple[int, int], partner: np.ndarray | None = None
+) -> np.ndarray:
     """The pixels of ``view`` at ``size`` = (h, w): a new contiguous uint8 array ``(h, w, 3)``.
 
     ``image`` is uint8 ``(H, W, 3)``. Crops the rectangle (zeros outside the image), mirrors it, and
     only where its size is not ``size`` resamples it with Pillow's antialiased bilinear filter
-    (integer arithmetic, the same on every machine). Then its pixel ops are done, at that size. Raises
-    :class:`MismatchError` for an image of another size than the one the view was drawn for, and
-    :class:`DamageError` for ops that no recipe draws.
+    (integer arithmetic, the same on every machine). Then its pixel ops are done, at that size. A view
+    with a mix is mixed with the same of ``partner``, the image of the sample ``view.mix.partner``.
+    Raises :class:`MismatchError` for an image of another size than the one the view was drawn for and
+    for a partner that is missing, and :class:`DamageError` for ops that no recipe draws.
     """
+    pixels = _alone(image, view, size)
+    if view.mix is None:
+        return pixels
+    if partner is None:
+        raise MismatchError(
+            f"the view is mixed with sample {view.mix.partner}: render it with that sample's image as partner"
+        )
+    return view.mix.blend(pixels, _alone(partner, view.mix.view, size))
+
+
+def _alone(image: np.ndarray, view: View, size: tuple[int, int]) -> np.ndarray:
+    """The pixels without the mix."""
     if image.shape[:2] != (view.image_height, view.image_width):
         raise MismatchError(
             f"the view was drawn for an image of {view.image_width}x{view.image_height}, this one "

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from softcache.recipe.mix import UNMIXED, Mix
+
 MAX_PIXELS = 32767  # a side or an offset must fit the int16 it is stored in
 MAX_PARAMETERS = 1024  # of all pixel ops of a recipe
 
@@ -27,6 +29,7 @@ class View:
     image_height: int
     flip: bool
     ops: tuple[int, ...] = ()
+    mix: Mix | None = None
 
     FIELDS: ClassVar[int] = 7
 
@@ -44,7 +47,8 @@ class View:
 
     def fields(self) -> dict[str, tuple[int, ...]]:
         """What is stored of the view, by the names of the arrays below ``view/``."""
-        return {"geometry": self.pack(), "ops": self.ops}
+        partner, mix = self.mix.pack() if self.mix else UNMIXED
+        return {"geometry": self.pack(), "ops": self.ops, "partner": partner, "mix": mix}
 
     @classmethod
     def unpack(cls, row: Sequence[int], ops: Sequence[int] = ()) -> View:

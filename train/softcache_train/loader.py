@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -37,13 +37,17 @@ class Batch:
     """One step's rows of one rank.
 
     ``images`` float32 (B, 3, h, w), normalised; ``labels`` int64 (B,), the cache's classes, −1
-    where unknown; ``index`` int64 (B,), indices into ``cache.ids``; ``view`` the cached view number
-    (0, the canonical one, where views are fresh) and ``views`` the realised views that are shown;
+    where unknown; ``partner_labels`` likewise, of the samples they are mixed with, and ``lam``
+    float32 (B,), the share of ``labels`` (unmixed: 1, and the same label twice); ``index`` int64
+    (B,), indices into ``cache.ids``; ``view`` the cached view number (0, the canonical one, where
+    views are fresh) and ``views`` the realised views that are shown;
     ``targets`` by name, also as ``batch["logits"]``.
     """
 
     images: Tensor
     labels: Tensor
+    partner_labels: Tensor
+    lam: Tensor
     index: np.ndarray
     view: int
     views: list[View]
@@ -62,6 +66,8 @@ class Batch:
             self,
             images=self.images.to(device, non_blocking=True),
             labels=self.labels.to(device, non_blocking=True),
+            partner_labels=self.partner_labels.to(device, non_blocking=True),
+            lam=self.lam.to(device, non_blocking=True),
             targets={name: target.to(device) for name, target in self.targets.items()},
         )
 
@@ -81,7 +87,8 @@ class Loader:
         workers: threads that decode and render; 0 does it in the thread that iterates.
         targets: names of the targets to read; all by default.
         target_source: where targets come from; the cache by default.
-        samples: int64 indices into ``cache.ids`` to train on; all valid ones by default.
+        samples: int64 indices into ``cache.ids`` to train on; all valid ones by default. Mixed views
+            show their partners, too.
         views: train on the first so many of the cache's views; all by default. Fresh views have no
             number.
         pairing: of this cache and source, where it was made before.
@@ -184,9 +191,10 @@ class Loader:
     def _render(self, rows: np.ndarray, views: list[View]) -> tuple[Tensor, np.ndarray | None]:
         """The student's images, and the pixels that the target source asks for."""
         images = [self.image(sample) for sample in rows.tolist()]
-        pixels = stack_views(images, views, self.size)
+        partners = [view.mix and self.image(view.mix.partner) for view in views]
+        pixels = stack_views(images, views, self.size, partners)
         asked = self.target_source.size
-        shown = pixels if asked in (None, self.size) else stack_views(images, views, asked)
+        shown = pixels if asked in (None, self.size) else stack_views(images, views, asked, partners)
         return normalise(pixels, self.input_spec), None if asked is None else shown
 
     def _batch(
@@ -205,7 +213,10 @@ class Loader:
                     "teacher did not see its input, or this cache is not of these images"
                 )
         targets = self.policy.targets(targets, view, rows, views)
-        return Batch(images, torch.from_numpy(self.labels[rows]), rows, view, views, targets)
+        partners = [v.mix.partner if v.mix else row for v, row in zip(views, rows.tolist(), strict=True)]
+        lam = torch.tensor([v.mix.blend.share if v.mix else 1.0 for v in views], dtype=torch.float32)
+        labels, others = (torch.from_numpy(self.labels[which]) for which in (rows, partners))
+        return Batch(images, labels, others, lam, rows, view, views, targets)
 
 
 class _Decoded:
@@ -246,11 +257,18 @@ def class_labels(cache: Cache, source: Source, index: np.ndarray) -> np.ndarray:
     return np.where(labels >= 0, table[labels], -1)
 
 
-def stack_views(images: list[np.ndarray], views: list[View], size: tuple[int, int]) -> np.ndarray:
-    """Rendered views, uint8 (B, h, w, 3)."""
+def stack_views(
+    images: list[np.ndarray],
+    views: list[View],
+    size: tuple[int, int],
+    partners: Sequence[np.ndarray | None] | None = None,
+) -> np.ndarray:
+    """Rendered views, uint8 (B, h, w, 3); ``partners`` are the images they are mixed with."""
     pixels = np.empty((len(images), *size, 3), np.uint8)
-    for out, image, view in zip(pixels, images, views, strict=True):
-        out[:] = render(image, view, size)
+    for out, image, view, partner in zip(
+        pixels, images, views, partners or [None] * len(images), strict=True
+    ):
+        out[:] = render(image, view, size, partner)
     return pixels
 
 

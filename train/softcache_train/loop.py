@@ -54,7 +54,8 @@ class TrainingDiverged(SoftcacheError):  # noqa: N818 - named for what it is
 def train(config: Config, cache: Cache, source: Source, *, val_source: Source | None = None) -> Result:
     """Train a student from a cache, or go on with the run in the same folder.
 
-    The loss is (1 − alpha) · CE + alpha · KD(T) (Hinton et al. 2015). A run that was stopped and
+    The loss is (1 − alpha) · CE + alpha · KD(T) (Hinton et al. 2015); where views are mixed, CE is
+    λ of the label's and 1 − λ of the partner's. A run that was stopped and
     resumed at any step ends with the very weights of one that was not (on one kind of CPU, with as
     many threads). Under torchrun every rank calls this alike; batch norm then sees a rank's share
     of the batch, and rank 0's statistics are kept. Progress goes to stderr. Seeds torch's global
@@ -137,7 +138,7 @@ def _train(
             batch = batch.to(device)
             with torch.autocast(device.type, amp, enabled=amp is not None):
                 logits = model(batch.images)
-                ce = cross_entropy(logits, batch.labels)
+                ce = cross_entropy(logits, batch.labels, batch.partner_labels, batch.lam)
                 soft = kd(logits, _soft_target(config, batch), config.T) if config.alpha else 0 * ce
                 loss = (1 - config.alpha) * ce + config.alpha * soft
 

@@ -4,7 +4,8 @@ Images are whole (no crop, no flip), resized to the student's size. None was tra
 
 * a split given: its images, but those that the cache holds (the same id and the same pixels);
 * else the images of the cache's own split that are not in the cache, if there are at least 100;
-* else a tenth of the cache's samples, chosen by key, which are then left out of training.
+* else a tenth of the cache's samples, chosen by key, which are then left out of training; none
+  where views are mixed, for every sample is then seen in the views of others.
 
 The choice does not depend on the run's seed, so runs of several seeds compare.
 """
@@ -56,6 +57,8 @@ def split(cache: Cache, source: Source, pairing: Pairing, val_source: Source | N
     outside = np.setdiff1d(labelled, pairing.index)
     if len(outside) >= ENOUGH:
         return Split(train, source, _some(outside, limit), "images outside the cache")
+    if cache.mixed:
+        return Split(train, source, outside[:0], "")
     held = train[labels[pairing.index[train]] >= 0]
     held = _some(held, len(held) // HELD_OUT)
     origin = "samples of the cache held out of training"
@@ -113,7 +116,12 @@ def load(cache: Cache, source: Source, chosen: Split, size: tuple[int, int]) -> 
     message = f"validation on {len(good):,} images: {chosen.origin}" + (
         f" ({left_out:,} left out: unreadable, or in the cache)" if left_out else ""
     )
-    return Images(pixels, labels, message if good else "no labelled image to validate on")
+    return Images(pixels, labels, message if good else _none(cache))
+
+
+def _none(cache: Cache) -> str:
+    why = ": the cache mixes every sample into the views of others; give val_split" if cache.mixed else ""
+    return "no labelled image to validate on" + why
 
 
 @torch.inference_mode()
