@@ -19,7 +19,20 @@ FLOORS = [
     {"source", "recipe", "targets", "pixels"},
     {"block", "zarrfile", "manifest", "warp"},
     {"cache", "canary", "reader", "several"},
-    {"job", "meter", "measure", "builder", "rows", "probe", "finish", "checker", "pilot", "adapter", "teachers"},
+    {
+        "job",
+        "meter",
+        "measure",
+        "builder",
+        "rows",
+        "probe",
+        "finish",
+        "checker",
+        "card",
+        "pilot",
+        "adapter",
+        "teachers",
+    },
     {"testing", "cli"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

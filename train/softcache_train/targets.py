@@ -73,8 +73,8 @@ BatchTarget = Dense | Sparse | Hard
 def to_tensors(decoded: Any) -> BatchTarget:
     """What :meth:`softcache.cache.Cache.read` gives of a target, as tensors that share its memory."""
     if isinstance(decoded, SparseLogits):
-        arrays = (decoded.index, decoded.value, decoded.soft_mean)
-        return Sparse(*map(torch.from_numpy, arrays), decoded.tail)
+        index, values, soft_mean = map(torch.from_numpy, (decoded.index, decoded.value, decoded.soft_mean))
+        return Sparse(index, values, soft_mean, decoded.tail)
     if isinstance(decoded, HardLabels):
         return Hard(torch.from_numpy(decoded.index), decoded.classes)
     return Dense(torch.from_numpy(decoded.values))

@@ -1,0 +1,73 @@
+"""A cache's card: what it holds, for a person and for a program."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from softcache import measure
+from softcache.cache import Cache
+
+
+def summary(cache: Cache) -> dict[str, Any]:
+    """What ``show --json`` prints."""
+    total, manifest = cache.views * cache.grid.blocks_per_view, cache.manifest
+    built = total if manifest else sum(n.startswith("receipts/v") for n in cache.store.names())
+    found = {
+        "path": str(cache.path),
+        "complete": cache.complete,
+        "digest": manifest and manifest.digest,
+        "samples": cache.samples,
+        "views": cache.views,
+        "blocks": {"built": built, "total": total},
+        "identity": cache.identity,
+    }
+    if manifest:
+        found["report"] = manifest.report.model_dump()
+        found["invalid"] = [cache.ids[i] for i in cache.invalid]
+    return found
+
+
+def tell(found: dict[str, Any]) -> list[str]:
+    """What :func:`summary` found, in lines for a person."""
+    identity = found["identity"]
+    source, teacher, recipe = identity["source"], identity["teacher"], identity["recipe"]
+    built, total = found["blocks"]["built"], found["blocks"]["total"]
+    state = f"digest {found['digest']}" if found["complete"] else f"unfinished: {built} of {total} blocks"
+    classes = f"{len(source['classes'])} classes" if source["classes"] else "no class names"
+    split = f" split {source['split']}," if source["split"] else ""
+    size = "x".join(map(str, teacher["input_spec"]["size"]))
+    lines = [
+        f"{found['path']}: {state}",
+        f"  source   {source['layout']},{split} {found['samples']:,} samples, {classes}",
+        f"  recipe   {recipe['spec']}, {found['views']} views, seed {recipe['seed']}",
+        f"  teacher  {teacher['name']} at {size}, {teacher['precision']} on {teacher['processor']}",
+        f"           weights {teacher['weights'] or 'unknown'} ({teacher['weights_format'] or 'not from a file'})",
+    ]
+    for number, member in enumerate(teacher.get("members", ())):
+        lines.append(f"           {number}: {member['name']}, weights {member['weights'] or 'unknown'}")
+    notes = {
+        "flip_tta": "the mean over each image and its mirror image",
+        "columns": "its classes were put into the source's order",
+        "label_smoothing": f"trained with label smoothing {teacher.get('label_smoothing')}",
+    }
+    lines += [f"           {note}" for key, note in notes.items() if teacher.get(key)]
+    report = found.get("report", {})
+    for name, target in identity["targets"].items():
+        bytes_ = report.get("bytes_per_row", {}).get(name)
+        fidelity = measure.words(report.get("fidelity", {}).get(name, {}))
+        told = f", {bytes_:,} bytes a row; {fidelity}" if bytes_ else ""
+        lines.append(
+            f"  target   {name}: {target['kind']} {tuple(target['shape'])} as {target['codec']}{told}"
+        )
+        if motion := report.get("equivariance", {}).get(name):
+            lines.append(f"           moves with the view, cosine: {measure.motion_words(motion)}")
+    if found["complete"]:
+        lines.append(f"  shards   {measure.size(report['bytes'])} in {total:,} blocks")
+        if report["top1"] is not None:
+            before = f"{report['teacher_top1']:.2%} before encoding"
+            lines.append(
+                f"  top-1    {report['top1']:.2%} of {report['labelled']:,} labelled rows ({before})"
+            )
+        if found["invalid"]:
+            lines.append(f"  invalid  {len(found['invalid']):,} samples, for example {found['invalid'][0]!r}")
+    return lines
