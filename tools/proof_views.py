@@ -138,7 +138,7 @@ def prepare(data: Path, out: Path, name: str) -> None:
         source=source,
         teacher=teacher,
         recipe="crop(32, pad=4)|flip",
-        views=FRESH,
+        views=views,
         seed=0,
         targets=targets,
     )
