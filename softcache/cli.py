@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from softcache.errors import SoftcacheError, SpecError, nearest
+from softcache.options import read_yaml
 
 EXAMPLE = """example:
   build-cache --source data/cifar10 --split train \\
@@ -250,17 +251,7 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        options = yaml.safe_load(path.read_text())
-    except OSError as e:
-        raise SpecError(f"cannot read the config {path}: {e.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
-        raise SpecError(f"the config {path} is no YAML: {' '.join(str(e).split())}") from None
-    if not isinstance(options, dict):
-        raise SpecError(f"the config {path} holds no mapping; it is lines like 'views: 10'")
-    options = {str(key).replace("-", "_"): value for key, value in options.items()}
+    options = {str(key).replace("-", "_"): value for key, value in read_yaml(path).items()}
     for key in options:
         if key not in BUILD_FLAGS:
             raise SpecError(f"the config {path} has the unknown key {key!r}{nearest(key, BUILD_FLAGS)}")

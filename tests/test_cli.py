@@ -107,10 +107,10 @@ def test_a_config_has_the_flags_names_and_flags_go_over_it(tmp_path: Path, small
         ("view: 2", r"unknown key 'view' (did you mean 'views'?)"),
         ("views: two", r"--views"),
         ("views: 2.5", r"--views"),
-        ("- a", "holds no mapping"),
-        ("a: [", "is no YAML"),
+        ("- a", "holds no options"),
+        ("a: [", "is not YAML"),
         ("1: 2", "unknown key '1'"),
-        ("\xff", "is no YAML"),
+        ("\xff", "is not YAML"),
         (None, "cannot read the config"),
     ],
 )

@@ -158,13 +158,8 @@ def _schema(files: tuple[Path, ...]) -> Any:
 
 
 def _stream(file: Path) -> Any:
-    try:
-        import pyarrow
-        from pyarrow import ipc
-    except ImportError:
-        raise SourceError(
-            f"{file} needs pyarrow, which is not installed: pip install 'softcache[parquet]'"
-        ) from None
+    pyarrow = columns.pyarrow(file)
+    ipc = pyarrow.ipc
     try:
         # without Arrow's thread pool, which does not live on in a forked process
         return ipc.open_stream(pyarrow.memory_map(str(file)), options=ipc.IpcReadOptions(use_threads=False))

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from softcache.errors import SourceError, nearest
 
 LABEL_NAMES = ("label", "labels", "fine_label")
+
+
+def pyarrow(file: Path) -> Any:
+    """The library. Raises :class:`SourceError` where it is missing, which says that ``file`` needs it."""
+    try:
+        import pyarrow as library
+        import pyarrow.ipc
+        import pyarrow.parquet
+    except ImportError:
+        raise SourceError(
+            f"{file} needs pyarrow, which is not installed: pip install 'softcache[parquet]'"
+        ) from None
+    return library
 
 
 def features(info: Any) -> dict[str, Any]:

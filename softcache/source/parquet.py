@@ -139,14 +139,9 @@ def _missing(files: tuple[Path, ...]) -> tuple[str, ...]:
 
 
 def _open(file: Path) -> Any:
+    parquet = columns.pyarrow(file).parquet
     try:
-        from pyarrow.parquet import ParquetFile
-    except ImportError:
-        raise SourceError(
-            f"{file} needs pyarrow, which is not installed: pip install 'softcache[parquet]'"
-        ) from None
-    try:
-        return ParquetFile(file)
+        return parquet.ParquetFile(file)
     except (OSError, ValueError) as e:
         raise _damaged(file, e) from e
 

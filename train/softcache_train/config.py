@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from softcache.errors import SpecError, nearest
+from softcache.options import read_yaml
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -114,14 +115,7 @@ def load(path: str | Path, overrides: Iterable[str] = (), flags: Mapping[str, An
     understood.
     """
     path = Path(path)
-    try:
-        options = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as e:
-        raise SpecError(f"cannot read the config {path}: {e.strerror}") from e
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
-        raise SpecError(f"the config {path} is not YAML: {' '.join(str(e).split())}") from e
-    if not isinstance(options, dict):
-        raise SpecError(f"the config {path} holds no options; it is lines like 'epochs: 30'")
+    options = read_yaml(path)
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals:
