@@ -1,6 +1,7 @@
 """Does a cache teach as well as a live teacher, and how many views does it need? CIFAR-10, ResNet-8, paired seeds.
 
     python tools/proof_views.py --data ../shared/data --out runs/proof --jobs 2      # runs what is missing; hours
+    python tools/proof_views.py --data ../shared/data --out runs/proof --clock       # times one of each; minutes, alone
     python tools/proof_views.py --data ../shared/data --out runs/proof --tables      # prints what there is
 
 The published CIFAR teachers have memorised their training images, so the transfer set is 8,000 images of the test set,
@@ -18,6 +19,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -204,8 +206,8 @@ def target_source(arm: Arm, data: Path, out: Path, cache: sc.Cache) -> Any:
 # -- one run -----------------------------------------------------------------------------------------------
 
 
-def train(arm: Arm, seed: int, data: Path, out: Path) -> dict[str, Any]:
-    """Train a student, and measure it."""
+def train(arm: Arm, seed: int, data: Path, out: Path, targets: Any = None) -> dict[str, Any]:
+    """Train a student, and measure it. ``targets``: what teaches, if not what the arm says."""
     source = _transfer(data)
     cache = sc.open(out / (arm.teacher if arm.teacher != "none" else "resnet56"))
     loader = Loader(
@@ -216,7 +218,7 @@ def train(arm: Arm, seed: int, data: Path, out: Path) -> dict[str, Any]:
         workers=0,
         views=arm.views,
         input_spec=SPEC,
-        target_source=target_source(arm, data, out, cache),
+        target_source=targets or target_source(arm, data, out, cache),
     )
     name = "kept" if arm.targets == "topk" else "logits"
     beside = CacheTargets(cache, ["logits"]) if (arm.targets, seed) == ("online", 0) else None
@@ -248,6 +250,28 @@ def train(arm: Arm, seed: int, data: Path, out: Path) -> dict[str, Any]:
     return found | {
         f"top1_{k}": accuracy(student, *images) for k, images in evaluation(data, out, source).items()
     }
+
+
+def clock(data: Path, out: Path) -> None:
+    """Seconds of a build of ten views, of a student from it, and of a student with the teacher in every step."""
+    source, live = _transfer(data), Remembering(data, "resnet56")
+    with tempfile.TemporaryDirectory(dir=out) as folder:
+        began = time.monotonic()
+        sc.build(
+            Path(folder) / "cache",
+            source=source,
+            teacher=live,
+            recipe="crop(32, pad=4)|flip",
+            views=10,
+            seed=0,
+            targets=["logits=full(u8)"],
+        )
+        found = {"build": time.monotonic() - began}
+    live.known.clear()  # every view of an epoch is a new one: it remembers in vain
+    arms = {"cache": Arm("full", 10), "online": Arm("online", FRESH), "labels": Arm("labels", FRESH, "none")}
+    for name, arm in arms.items():
+        found[name] = train(arm, SEEDS, data, out, Online(live) if name == "online" else None)["seconds"]
+    (out / "clock.json").write_text(json.dumps(found))
 
 
 def learning_rate(step: int, steps: int, epochs: int) -> float:
@@ -397,6 +421,17 @@ def tables(out: Path) -> None:
                 f"{np.abs(x / y - 1).max():.1e} at most"
             )
 
+    if (out / "clock.json").exists():
+        seconds = json.loads((out / "clock.json").read_text())
+        print(
+            f"\nseconds, {torch.get_num_threads()} threads: { {k: round(v) for k, v in seconds.items()} }\n"
+        )
+        print("| | 1 student | 2 students | 5 students |\n|---|---|---|---|")
+        paid = [seconds["build"] + n * seconds["cache"] for n in (1, 2, 5)]
+        every = [n * seconds["online"] for n in (1, 2, 5)]
+        for title, totals in {"teacher paid once": paid, "teacher in every step": every}.items():
+            print(f"| {title} | {' | '.join(f'{t:,.0f} s' for t in totals)} |")
+
 
 def _cell(runs: dict[int, dict[str, Any]], on: str) -> str:
     values = [100 * run[f"top1_{on}"] for run in runs.values()]
@@ -442,12 +477,15 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=1, help="processes of one thread each")
     parser.add_argument("--only", choices=TEACHERS, help="the arms of one teacher")
     parser.add_argument("--tables", action="store_true", help="print what there is, and run nothing")
+    parser.add_argument("--clock", action="store_true", help="time a build and a student of each kind")
     parser.add_argument("--plot", type=Path, metavar="PNG")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     data, out = arguments.data, arguments.out
     (out / "runs").mkdir(parents=True, exist_ok=True)
-    if arguments.worker:
+    if arguments.clock:
+        clock(data, out)
+    elif arguments.worker:
         work(data, out, arguments.only)
     elif not arguments.tables:
         for name in TEACHERS if arguments.only is None else [arguments.only]:
