@@ -100,8 +100,9 @@ def test_kd_refuses_what_does_not_fit():
         kd(torch.zeros(4, 10), torch.zeros(4, 9))
     with pytest.raises(MismatchError):
         kd(torch.zeros(4, 10), torch.zeros(1, 10))  # would broadcast
-    with pytest.raises(SpecError, match="T must be above 0"):
-        kd(torch.zeros(4, 10), torch.zeros(4, 10), 0)
+    for T in (0, -1.0, np.nan, np.inf):  # noqa: N806
+        with pytest.raises(SpecError, match="T must be finite and above 0"):
+            kd(torch.zeros(4, 10), torch.zeros(4, 10), T)
 
 
 def test_cross_entropy_is_its_formula():
@@ -211,6 +212,49 @@ def test_kd_from_hard_labels_is_cross_entropy_whatever_the_temperature():
     for T in (1.0, 4.0):  # noqa: N806
         torch.testing.assert_close(kd(student, hard, T), expected)
         torch.testing.assert_close(kd(student, teacher.argmax(1), T), expected)
+
+
+def loss_and_gradient(objective, z, *args):
+    z = z.clone().requires_grad_()
+    loss = objective(z, *args)
+    loss.backward()
+    return loss, z.grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("T", [1.0, 1.5, 4.0, 6.5])
+@pytest.mark.parametrize("text", [None, "topk(10)", "topk(10, tail=spread)", "argmax"])
+def test_autocast_changes_no_number_of_kd(text, T, dtype):  # noqa: N803
+    teacher = logits(16, 1000, seed=2).float()
+    target = Dense(teacher) if text is None else to_tensors(sparse(teacher, text))
+    student = logits(16, 1000, seed=1).to(dtype)
+    expected = loss_and_gradient(kd, student, target, T)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = loss_and_gradient(kd, student, target, T)
+    assert found[0].dtype == torch.float32
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autocast_changes_no_number_of_cross_entropy(dtype, mixed):
+    z, y = logits(16, 1000, seed=1).to(dtype), torch.arange(16)
+    args = (y, y.flip(0), torch.linspace(0, 1, 16)) if mixed else (y,)
+    expected = loss_and_gradient(cross_entropy, z.float(), *args)
+    for autocast in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            found = loss_and_gradient(cross_entropy, z, *args)
+        assert found[0].dtype == torch.float32 and torch.equal(found[0], expected[0])
+        assert torch.equal(found[1], expected[1].to(dtype))
+
+
+@pytest.mark.parametrize("other", ["topk(4, at=(1, 2, 4, 16))", "topk(4, tail=spread)"])
+def test_kd_refuses_a_batch_of_rows_kept_in_different_ways(other):
+    one, two = (sparse(logits(3, 20, seed=6), text) for text in ("topk(4)", other))
+    collated = torch.utils.data.default_collate([d[i].arrays() for d in (one, two) for i in range(3)])
+    with pytest.raises(MismatchError, match="topk kept the rows of this batch in different ways"):
+        kd(logits(6, 20), collated, 2.0)
 
 
 @pytest.mark.parametrize("text", ["topk(2)", "argmax"])

@@ -138,9 +138,9 @@ def _train(
             batch = batch.to(device)
             with torch.autocast(device.type, amp, enabled=amp is not None):
                 logits = model(batch.images)
-                ce = cross_entropy(logits, batch.labels, batch.partner_labels, batch.lam)
-                soft = kd(logits, _soft_target(config, batch), config.T) if config.alpha else 0 * ce
-                loss = (1 - config.alpha) * ce + config.alpha * soft
+            ce = cross_entropy(logits, batch.labels, batch.partner_labels, batch.lam)
+            soft = kd(logits, _soft_target(config, batch), config.T) if config.alpha else 0 * ce
+            loss = (1 - config.alpha) * ce + config.alpha * soft
 
             share = len(batch) / config.global_batch
             optimizer.zero_grad()

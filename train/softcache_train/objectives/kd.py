@@ -6,6 +6,7 @@ Hinton, Vinyals, Dean 2015, "Distilling the Knowledge in a Neural Network". From
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -30,14 +31,18 @@ def kd(student_logits: Tensor, target: Target, T: float = 4.0) -> Tensor:  # noq
     teacher's class, whatever T.
 
     ``student_logits`` float (B, C); ``target`` as ``batch["logits"]`` of a :class:`~softcache_train.Loader` or of a
-    DataLoader over :func:`softcache.with_targets`, or the teacher's logits (B, C). At least float32 is computed in.
-    Raises :class:`MismatchError` when the shapes differ and :class:`SpecError` unless T > 0, or outside the
-    temperatures that ``topk`` kept.
+    DataLoader over :func:`softcache.with_targets`, or the teacher's logits (B, C). At least float32 is computed in,
+    under autocast too. Raises :class:`MismatchError` when the shapes differ, or ``topk`` kept the rows of a batch in
+    different ways, and :class:`SpecError` unless T is finite and above 0, or outside the temperatures that ``topk`` kept.
     """
     target = _understood(target, student_logits)
-    if not T > 0:
-        raise SpecError(f"the temperature T must be above 0, not {T}")
-    z = student_logits.to(torch.promote_types(student_logits.dtype, torch.float32))
+    if not 0 < T < math.inf:
+        raise SpecError(f"the temperature T must be finite and above 0, not {T}")
+    with torch.autocast(student_logits.device.type, enabled=False):
+        return _kd(student_logits.to(torch.promote_types(student_logits.dtype, torch.float32)), target, T)
+
+
+def _kd(z: Tensor, target: BatchTarget, T: float) -> Tensor:  # noqa: N803
     if isinstance(target, Hard):
         return F.cross_entropy(z, target.values)
     if isinstance(target, Sparse):
@@ -50,7 +55,8 @@ def _sparse_kl(z: Tensor, target: Sparse, T: float) -> Tensor:  # noqa: N803
     rest = z.shape[1] - target.index.shape[1]
     weights = torch.as_tensor(target.tail.weights(T), dtype=z.dtype, device=z.device)
     log_rest = torch.tensor(float(rest), dtype=z.dtype, device=z.device).log()
-    other = target.soft_mean.to(z.dtype) @ weights / T + log_rest
+    # no matmul, whose precision autocast and TF32 would lower
+    other = (target.soft_mean.to(z.dtype) * weights).sum(1) / T + log_rest
     p_t = F.log_softmax(torch.cat([target.values.to(z.dtype) / T, other[:, None]], dim=1), dim=1)
 
     log_p = F.log_softmax(z / T, dim=1)
@@ -80,6 +86,13 @@ def _understood(target: Target, student_logits: Tensor) -> BatchTarget:
 
 def _collated(target: Mapping[str, Tensor], classes: int) -> Sparse:
     """What a DataLoader made of :meth:`softcache.codecs.topk.SparseLogits.arrays`."""
-    spread, *at = target["tail"][0].tolist()
+    tails = sorted(set(map(tuple, target["tail"].tolist())))
+    if len(tails) > 1:
+        told = [f"tail={'spread' if spread else 'bucket'}, at={tuple(at)}" for spread, *at in tails[:2]]
+        raise MismatchError(
+            f"kd: topk kept the rows of this batch in different ways ({told[0]} and {told[1]}): take the batches of each "
+            "dataset by themselves, or build the caches with one codec"
+        )
+    spread, *at = tails[0]
     tail = Tail(classes, tuple(at), bool(spread))
     return Sparse(target["index"], target["value"], target["soft_mean"], tail)
