@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Cache": "cache",
     "Recipe": "recipe",
+    "SoftcacheError": "errors",
     "Source": "source",
     "View": "recipe",
     "build": "builder",
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from softcache.checker import diff as diff
     from softcache.checker import verify as verify
     from softcache.checker import verify_live as verify_live
+    from softcache.errors import SoftcacheError as SoftcacheError
     from softcache.pilot import plan as plan
     from softcache.recipe import Recipe as Recipe
     from softcache.recipe import View as View

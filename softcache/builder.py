@@ -26,7 +26,7 @@ from softcache.cache import Cache
 from softcache.checker import FOREIGN, verify
 from softcache.errors import SourceError, SpecError, UnreadableImage
 from softcache.finish import finish
-from softcache.job import Job, check_sizes, prepare
+from softcache.job import Job, check, prepare
 from softcache.meter import Meter
 from softcache.recipe import Recipe, render
 from softcache.rows import Batch, Work, keep
@@ -110,13 +110,13 @@ def build(
     """
     if world < 1 or not 0 <= rank < world:
         raise SpecError(f"rank {rank} of world {world}: ranks go from 0 to world - 1")
-    if batch < 1 or workers < 1 or (block_rows is not None and block_rows < 1):
-        raise SpecError("batch, block_rows and workers are at least 1")
+    if batch < 1 or workers < 1:
+        raise SpecError("batch and workers are at least 1")
     if label_smoothing is not None and not 0 <= label_smoothing < 1:
         raise SpecError(f"label_smoothing {label_smoothing}: it is from 0 up to 1, such as 0.1")
     asked, made = requests(targets), Recipe(recipe, seed)
     samples = open_source(source, split, limit, layout, image_column, label_column)
-    check_sizes(samples, views, made)
+    check(samples, views, block_rows, made)
     size = (input_size, input_size) if isinstance(input_size, int) else input_size
     options = Options(
         allow_pickle=allow_pickle,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import inspect
 import json
 import os
 import sys
@@ -17,6 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
+from softcache import flags
 from softcache.errors import SoftcacheError, SpecError, nearest
 from softcache.options import read_yaml
 
@@ -36,59 +36,6 @@ PLAN_FLAGS = (
     ("--pilot", 256, "samples to try, two views of each"),
     ("--epochs", 30, "that a student will be trained for, to compare with the teacher online"),
 )
-
-# One entry a keyword argument of softcache.build: (metavar, help); a flag's type follows from the signature.
-BUILD_FLAGS: dict[str, tuple[str | None, str]] = {
-    "source": (
-        "PATH",
-        "Parquet (Hugging Face layout), a dataset saved to disk by datasets, WebDataset tars, an ImageFolder or a folder of "
-        "images without labels; the layout is recognised and printed",
-    ),
-    "split": ("NAME", "the split, where the source has several"),
-    "limit": ("N", "a keyed sample of N images (not the first N)"),
-    "layout": (
-        "NAME",
-        "parquet, arrow, webdataset, imagefolder or folder, where it is not recognised rightly",
-    ),
-    "image_column": ("NAME", "the column that holds the images (WebDataset: their extension)"),
-    "label_column": ("NAME", "and the one that holds the labels"),
-    "teacher": (
-        "SPEC",
-        "torchvision:NAME, timm:NAME, onnx:FILE or package.module:factory; said several times, they run as one",
-    ),
-    "weights": ("FILE", "the teacher's weights, .safetensors; once for each of several teachers"),
-    "allow_pickle": (None, "allow --weights to be a pickle (recorded in the cache)"),
-    "recipe": (
-        "SPEC",
-        "how views are made, such as 'crop(32, pad=4)|flip' or 'random_resized_crop(224)|flip'",
-    ),
-    "views": ("N", "views of each image"),
-    "seed": ("N", "keys the views and the order on disk"),
-    "targets": (
-        "NAME=CODEC",
-        "what to keep, repeatable: 'logits=full(u8)'; any other name is a module: 'layer3=int8'",
-    ),
-    "precision": ("P", "fp32, bf16 or fp16"),
-    "device": ("D", "torch device; CUDA where there is one"),
-    "input_size": ("N or H,W", "the teacher's input size, where it does not say so itself"),
-    "mean": ("R,G,B", "its normalisation, of values 0…1"),
-    "std": ("R,G,B", "likewise"),
-    "color": ("ORDER", "its channel order, RGB or BGR"),
-    "flip_tta": (None, "logits are the mean over an image and its mirror image"),
-    "classes": ("FILE", "the teacher's class names in its order, one a line, where it carries none"),
-    "label_smoothing": ("E", "of the teacher's training; recorded, for who learns from it"),
-    "batch": ("N", "rows a teacher's batch (part of the cache's identity)"),
-    "block_rows": ("N", "rows a block; about 64 MiB by default"),
-    "skip_corrupt": (None, "keep the rows of unreadable images as invalid, instead of refusing"),
-    "ignore_labels": (None, "the source's labels are not the teacher's classes: keep neither"),
-    "rank": ("N", "this builder's number, of --world that work on one cache"),
-    "world": ("N", "how many builders work on this cache"),
-    "workers": ("N", "threads that decode and render"),
-    "progress": (None, "the live line (--no-progress: silent)"),
-}
-
-
-_REPEATED = ("targets", "teacher", "weights")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -133,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     verify.add_argument("--live", type=int, metavar="N", help="run the teacher on N rows and compare")
     for name in _LIVE_FLAGS:
-        _add_flag(verify, name, default=None)
+        flags.add(verify, name, default=None)
     verify.set_defaults(run=_verify)
 
     diff = commands.add_parser("diff", help="where two caches differ")
@@ -174,41 +121,13 @@ def _add_build(parser: argparse.ArgumentParser, planned: bool = False) -> None:
     )
     where = "the cache's folder" + ", where the disk is looked at" * planned
     parser.add_argument("-o", "--out", type=Path, required=not planned, metavar="CACHE", help=where)
-    for name in BUILD_FLAGS:
-        _add_flag(parser, name, default=argparse.SUPPRESS)
+    for name in flags.BUILD:
+        flags.add(parser, name, default=argparse.SUPPRESS)
     if planned:
         for flag, number, help in PLAN_FLAGS:
             parser.add_argument(flag, type=int, default=number, metavar="N", help=f"{help} ({number})")
     what = "the plan" if planned else "the summary of the cache"
     parser.add_argument("--json", action="store_true", help=f"{what} as JSON on stdout")
-
-
-def _add_flag(parser: argparse.ArgumentParser, name: str, default: Any) -> None:
-    metavar, help = BUILD_FLAGS[name]
-    flag = "--target" if name == "targets" else "--" + name.replace("_", "-")
-    if name in _REPEATED:
-        parser.add_argument(flag, dest=name, action="append", metavar=metavar, help=help, default=default)
-    elif metavar is None:
-        action = argparse.BooleanOptionalAction if name == "progress" else "store_true"
-        parser.add_argument(flag, dest=name, action=action, help=help, default=default)
-    else:
-        parser.add_argument(
-            flag, dest=name, type=_types().get(name, str), metavar=metavar, help=help, default=default
-        )
-
-
-def _types() -> dict[str, Callable[[str], Any]]:
-    whole = dict.fromkeys(("limit", "views", "seed", "batch", "block_rows", "rank", "world", "workers"), int)
-    return {**whole, "label_smoothing": float, "input_size": _size, "mean": _floats, "std": _floats}
-
-
-def _floats(text: str) -> tuple[float, ...]:
-    return tuple(float(x) for x in text.split(","))
-
-
-def _size(text: str) -> tuple[int, ...]:
-    numbers = tuple(int(x) for x in text.split(","))
-    return numbers * 2 if len(numbers) == 1 else numbers
 
 
 def _build(arguments: argparse.Namespace) -> int:
@@ -223,12 +142,12 @@ def _build(arguments: argparse.Namespace) -> int:
 
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:
     """What is said to ``build``: the config file's options, and the flags over them."""
-    options = {k: v for k, v in vars(arguments).items() if k in BUILD_FLAGS}
+    options = {k: v for k, v in vars(arguments).items() if k in flags.BUILD}
     if arguments.config is not None:
         options = _read_config(arguments.config) | options
     for name in ("source", "teacher"):
         if name not in options:
-            raise SpecError(f"--{name} is missing: {BUILD_FLAGS[name][1]}")
+            raise SpecError(f"--{name} is missing: {flags.BUILD[name][1]}")
     return options
 
 
@@ -253,19 +172,9 @@ def _plan(arguments: argparse.Namespace) -> int:
 def _read_config(path: Path) -> dict[str, Any]:
     options = {str(key).replace("-", "_"): value for key, value in read_yaml(path).items()}
     for key in options:
-        if key not in BUILD_FLAGS:
-            raise SpecError(f"the config {path} has the unknown key {key!r}{nearest(key, BUILD_FLAGS)}")
-    return {key: _typed(key, value) for key, value in options.items()}
-
-
-def _typed(key: str, value: Any) -> Any:
-    """YAML has no tuples: ``mean: 0.5,0.5,0.5`` is read as the flag would be."""
-    if not isinstance(value, str) or key not in _types():
-        return value
-    try:
-        return _types()[key](value)
-    except ValueError:
-        raise SpecError(f"--{key.replace('_', '-')}: {value!r} is not {BUILD_FLAGS[key][0]}") from None
+        if key not in flags.BUILD:
+            raise SpecError(f"the config {path} has the unknown key {key!r}{nearest(key, flags.BUILD)}")
+    return {key: flags.from_yaml(key, value) for key, value in options.items()}
 
 
 def _validated(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -281,11 +190,8 @@ def _validated(function: Callable[..., Any]) -> Callable[..., Any]:
         except pydantic.ValidationError as e:
             if e.title != function.__name__:
                 raise
-            first = e.errors()[0]
-            where = first["loc"][0]
-            raise SpecError(
-                f"--{str(where).replace('_', '-')}: {first['msg']} (it is {first['input']!r})"
-            ) from None
+            name = str(e.errors()[0]["loc"][0])
+            raise SpecError(f"{flags.spelled(name)}: {flags.refusal(name, kwargs[name])}") from None
 
     return call
 
@@ -384,13 +290,6 @@ def _diff(arguments: argparse.Namespace) -> int:
     for name, values in found["values"].items():
         print(f"{name}: " + ", ".join(f"{k} {v:.3g}" for k, v in values.items()))
     return 3
-
-
-def flags_of_build() -> set[str]:
-    """The keyword arguments of :func:`softcache.build`, which the flags must equal."""
-    from softcache.builder import build
-
-    return {p.name for p in inspect.signature(build).parameters.values() if p.kind is p.KEYWORD_ONLY}
 
 
 if __name__ == "__main__":

@@ -16,7 +16,15 @@ import softcache
 from softcache import cache as caches
 from softcache import manifest as m
 from softcache.block import Grid
-from softcache.errors import MismatchError, SoftcacheError, SourceError, SpecError, TeacherError, nearest
+from softcache.errors import (
+    MismatchError,
+    SoftcacheError,
+    SourceError,
+    SpecError,
+    TeacherError,
+    UnreadableImage,
+    nearest,
+)
 from softcache.recipe import Recipe, View
 from softcache.recipe.partner import mixed
 from softcache.source import Source, digest_labels
@@ -103,7 +111,7 @@ def begun(store: Store) -> m.Identity | None:
             caches.open(store.root)  # an edited manifest is damage, not something to build over
         return caches.read_identity(store)
     if store.root.exists() and not store.root.is_dir():
-        raise MismatchError(f"{store.root} is a file: name a folder for the cache")
+        raise SpecError(f"{store.root} is a file: name a folder for the cache")
     if foreign:
         raise MismatchError(
             f"{store.root} holds something else, for example {foreign[0]!r}: name an empty or a new folder for the cache"
@@ -251,14 +259,21 @@ def _libraries(teacher: Teacher) -> dict[str, str]:
     return ours | {"machine": platform.machine()} | teacher.libraries()
 
 
-def check_sizes(source: Source, views: int, recipe: Recipe) -> None:
-    """Refuse what cannot be a cache before anything is loaded."""
+def check(source: Source, views: int, block_rows: int | None, recipe: Recipe) -> None:
+    """Refuse what cannot be a cache before a teacher is loaded and a folder is begun."""
     if not len(source):
         raise SourceError(f"{source.describe()} is empty")
-    if views < 1:
-        raise SourceError(f"views is {views}: at least 1")
+    if not 1 <= views <= m.MAX_VIEWS:
+        raise SpecError(f"views is {views:,}: from 1 to {m.MAX_VIEWS:,}")
+    if block_rows is not None and not 1 <= block_rows <= m.MAX_BLOCK_ROWS:
+        raise SpecError(f"block_rows is {block_rows:,}: from 1 to {m.MAX_BLOCK_ROWS:,}")
     if recipe.mixed and len(source) < 2:
         raise SpecError(
             f"recipe {recipe.spec!r} mixes every sample with another, and {source.describe()} is all there is: "
             "leave out the mix, or give more samples"
         )
+    try:
+        height, width = source.image(0).shape[:2]
+    except UnreadableImage:
+        return  # the build tells of all of them
+    recipe.view(source.ids[0], 0, width, height)

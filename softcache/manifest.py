@@ -33,6 +33,7 @@ from softcache.zarrfile import Array
 MANIFEST, TABLE, IDENTITY = "softcache.json", "files.bin", "receipts/identity.json"
 VERSION = (1, 1)
 MAX_JSON = 8 << 20
+MAX_VIEWS, MAX_BLOCK_ROWS = 1 << 20, 1 << 24
 _MOST_VALUES = 1 << 28  # of a row: what a manifest can make a reader allocate
 ENTRY = np.dtype([("sha256", "V32"), ("bytes", "<u8")])
 
@@ -140,8 +141,8 @@ class GridId(_Model):
     """See :class:`softcache.block.Grid`."""
 
     samples: Annotated[int, Field(ge=1, le=1 << 40)]
-    views: Annotated[int, Field(ge=1, le=1 << 20)]
-    block_rows: Annotated[int, Field(ge=1, le=1 << 24)]
+    views: Annotated[int, Field(ge=1, le=MAX_VIEWS)]
+    block_rows: Annotated[int, Field(ge=1, le=MAX_BLOCK_ROWS)]
     permutation: Literal["feistel-6"]
     key: int
 

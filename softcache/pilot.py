@@ -21,7 +21,7 @@ from softcache.cache import Cache
 from softcache.canary import COUNT
 from softcache.errors import SpecError
 from softcache.finish import metadata
-from softcache.job import begun, check_sizes, default_rows, ids_arrays
+from softcache.job import begun, check, default_rows, ids_arrays
 from softcache.measure import size, words
 from softcache.meter import clock
 from softcache.recipe import Recipe
@@ -94,7 +94,7 @@ def plan(out: str | Path | None = None, *, pilot: int = 256, epochs: int = 30, *
     asked.apply_defaults()
     settings = asked.arguments
     source = open_source(**{name: settings[name] for name in _OF_SOURCE})
-    check_sizes(source, settings["views"], Recipe(settings["recipe"], settings["seed"]))
+    check(source, settings["views"], settings["block_rows"], Recipe(settings["recipe"], settings["seed"]))
     there = 0 if out is None else _already(Store(out))
 
     began = time.monotonic()

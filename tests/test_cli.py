@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 import softcache as sc
+from softcache import flags
 from softcache import manifest as m
-from softcache.cli import BUILD_FLAGS, build_cache, flags_of_build, main
+from softcache.cli import build_cache, main
 from softcache.testing import flip_bit
 
 TOY = ["--teacher", "softcache.testing:toy_teacher", "--no-progress"]
@@ -39,7 +40,8 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object, command=main) ->
 
 
 def test_every_keyword_of_build_is_a_flag_and_every_flag_a_keyword():
-    assert flags_of_build() == set(BUILD_FLAGS)
+    keywords = {p.name for p in inspect.signature(sc.build).parameters.values() if p.kind is p.KEYWORD_ONLY}
+    assert keywords == set(flags.BUILD)
 
 
 def test_a_flag_left_out_is_the_default_of_the_function(tmp_path: Path, small_folder: Path, capsys):
@@ -73,7 +75,7 @@ def test_help_of_a_build_has_an_example_and_every_flag(capsys):
         and "example:\n  build-cache --source" in out
         and "run the same command again" in out.lower()
     )
-    for name in BUILD_FLAGS:
+    for name in flags.BUILD:
         assert ("--target" if name == "targets" else "--" + name.replace("_", "-")) in out
 
 
@@ -106,7 +108,13 @@ def test_a_config_has_the_flags_names_and_flags_go_over_it(tmp_path: Path, small
     [
         ("view: 2", r"unknown key 'view' (did you mean 'views'?)"),
         ("views: two", r"--views"),
-        ("views: 2.5", r"--views"),
+        ("views: 2.5", r"--views: 2.5 is not N"),
+        ("views: true", r"--views: True is not N"),
+        ("views: 99999999999999", "views is 99,999,999,999,999: from 1 to 1,048,576"),
+        ("block_rows: 99999999999999", "block_rows is 99,999,999,999,999: from 1 to 16,777,216"),
+        ("mean: [0.5, 0.5]", r"--mean: [0.5, 0.5] is not R,G,B"),
+        ("mean: 0.5", r"--mean: 0.5 is not R,G,B"),
+        ("targets: 3", r"--target: 3 is not NAME=CODEC"),
         ("- a", "holds no options"),
         ("a: [", "is not YAML"),
         ("1: 2", "unknown key '1'"),
@@ -136,8 +144,10 @@ def test_a_config_that_cannot_be_understood_is_one_line(
         (["biuld"], "invalid choice: 'biuld'"),
         (["build"], "--out"),
         (["build", "-o", "x", "--veiws", "2"], "unrecognized arguments: --veiws"),
-        (["build", "-o", "x", "--views", "two"], "--views: invalid int value: 'two'"),
-        (["build", "-o", "x", "--mean", "a,b,c"], "--mean: invalid"),
+        (["build", "-o", "x", "--views", "two"], "--views: 'two' is not N"),
+        (["build", "-o", "x", "--mean", "a,b,c"], "--mean: 'a,b,c' is not R,G,B"),
+        (["build", "-o", "x", "--mean", "1,2"], "--mean: '1,2' is not R,G,B"),
+        (["build", "-o", "x", "--input-size", "1,2,3"], "--input-size: '1,2,3' is not N or H,W"),
         (["show"], "required: cache"),
         (["diff", "x"], "required: b"),
         (["verify", "x", "--live", "many"], "--live"),
@@ -159,7 +169,8 @@ def test_usage_errors_exit_with_1_for_2_is_damage(capsys, arguments: list[str], 
         (["--source", "IMAGES", *TOY, "--target", "logits=ful(u8)"], "did you mean 'full'"),
         (["--source", "IMAGES", *TOY, "--target", "logit=full(u8)"], "did you mean 'logits'"),
         (["--source", "IMAGES", *TOY, "--target", "logits"], "name=codec"),
-        (["--source", "IMAGES", *TOY, "--mean", "1,2"], "--mean"),
+        (["--source", "IMAGES", *TOY, "--recipe", "crop(999)"], "crop(999)"),
+        (["--source", "IMAGES", *TOY, "--views", "0"], "views is 0: from 1"),
         (["--source", "IMAGES", *TOY, "--color", "rgb"], "RGB or BGR"),
         (["--source", "IMAGES", *TOY, "--input-size", "0"], "an input spec is"),
         (["--source", "IMAGES", *TOY, "--split", "test"], "no split 'test'"),
@@ -212,8 +223,8 @@ def test_show_of_a_build_that_is_not_finished(small_copy: Path, capsys):
 
 
 def test_verify_is_silent_on_stdout_when_all_is_well(small_path: Path, capsys):
-    for flags in ([], ["--read-data"]):
-        status, out, err = run(capsys, "verify", small_path, *flags)
+    for more in ([], ["--read-data"]):
+        status, out, err = run(capsys, "verify", small_path, *more)
         assert (status, out) == (0, "") and f"{sc.open(small_path).digest} is whole" in err
     assert json.loads(run(capsys, "verify", small_path, "--json")[1]) == []
 

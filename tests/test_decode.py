@@ -119,9 +119,17 @@ def test_a_range_that_is_not_known_is_refused(mode: str):
         to_rgb(data)
 
 
-def test_a_sixteen_bit_pgm_is_refused_since_pillow_gives_no_range():
+@pytest.mark.parametrize("most", [65535, 1023])
+def test_of_a_deep_pgm_the_high_byte_of_its_range(most: int):
+    values = np.array([[0, 255, 256, most // 2, most - 1, most]], np.uint16)
+    file = f"P5 {values.size} 1 {most} ".encode() + values.astype(">u2").tobytes()
+    high = np.floor(np.round(values / most * 65535) / 256).astype(np.uint8)
+    assert np.array_equal(to_rgb(file), grey3(high))
+
+
+def test_whole_numbers_of_32_bits_are_refused_since_they_have_no_range():
     with pytest.raises(ValueError, match="mode I"):
-        to_rgb(b"P5 2 1 65535 " + bytes(4))
+        to_rgb(saved(Image.fromarray(np.arange(4, dtype=np.int32)[None]), "TIFF"))
 
 
 # --- CMYK ---------------------------------------------------------------------------------------

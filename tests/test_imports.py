@@ -29,6 +29,7 @@ FLOORS = [
         "finish",
         "checker",
         "card",
+        "flags",
         "pilot",
         "adapter",
         "teachers",

@@ -201,7 +201,7 @@ def test_break_even_is_where_the_teacher_online_has_taken_as_long():
     [
         ({"pilot": 0}, SpecError, "pilot"),
         ({"epochs": 0}, SpecError, "epochs"),
-        ({"views": 0}, SourceError, "views is 0"),
+        ({"views": 0}, SpecError, "views is 0"),
         ({"batch": 0}, SpecError, "batch"),
         ({"block_rows": 0}, SpecError, "block_rows"),
         ({"rank": 3, "world": 2}, SpecError, "rank 3 of world 2"),

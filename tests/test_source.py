@@ -137,6 +137,28 @@ def write_parquet(path: Path, columns: dict, features: dict | None = None) -> Pa
     return path
 
 
+@pytest.mark.parametrize("kind", ["uint8", "uint16", "uint32", "uint64", "int8", "int32"])
+def test_labels_are_whole_numbers_of_any_kind(tmp_path: Path, kind: str):
+    pa = pytest.importorskip("pyarrow")
+    labels = pa.array([3, None, 0, 100], kind)
+    write_parquet(tmp_path / "x.parquet", {"image": images(4), "label": labels})
+    assert Source(tmp_path).labels.tolist() == [3, -1, 0, 100]
+
+
+def test_a_label_past_all_whole_numbers_is_refused(tmp_path: Path):
+    pa = pytest.importorskip("pyarrow")
+    write_parquet(tmp_path / "x.parquet", {"image": images(1), "label": pa.array([1 << 63], pa.uint64())})
+    with pytest.raises(SourceError, match="a label is no class"):
+        Source(tmp_path)
+
+
+@pytest.mark.parametrize("labels", [["cat", "dog"], [0.0, 1.0]])
+def test_labels_that_are_no_whole_numbers_are_told_of(tmp_path: Path, labels: list):
+    write_parquet(tmp_path / "x.parquet", {"image": images(2), "label": labels})
+    source = Source(tmp_path)
+    assert source.labels.tolist() == [-1, -1] and "no labels: the column label (" in source.describe()
+
+
 def images(count: int, paths: list | None = None) -> list[dict]:
     names = paths or [f"{i}.png" for i in range(count)]
     return [{"bytes": encoded(pixels(i)), "path": names[i]} for i in range(count)]

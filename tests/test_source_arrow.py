@@ -129,6 +129,16 @@ def test_a_row_without_bytes_is_named(tmp_path: Path):
         source.image(1)
 
 
+@pytest.mark.parametrize("kind", ["uint8", "uint64", "string"])
+def test_labels_of_any_kind(tmp_path: Path, kind: str):
+    images = dataset(3).remove_columns("label")
+    labels = ["cat", "dog", "cat"] if kind == "string" else [2, None, 1]
+    images.add_column("label", labels, feature=datasets.Value(kind)).save_to_disk(tmp_path / "d")
+    source = Source(tmp_path / "d")
+    assert source.labels.tolist() == ([-1] * 3 if kind == "string" else [2, -1, 1])
+    assert ("no labels: the column label (string)" in source.describe()) == (kind == "string")
+
+
 def test_labels_that_are_null_are_unknown(tmp_path: Path):
     data = dataset(4, more=[1, None, 0, 7])
     data.save_to_disk(tmp_path / "d")

@@ -193,7 +193,7 @@ def test_class_names_beside_the_tars(tmp_path: Path):
     assert Source(tmp_path).classes is None
     (tmp_path / "classes.json").write_text('["x", "y"]')
     assert Source(tmp_path).classes == ("x", "y")
-    (tmp_path / "train" / "classes.txt").write_text("cat\ndog\n")
+    (tmp_path / "train" / "classes.txt").write_bytes("\ufeffcat\r\ndog\r\n\r\n".encode())
     assert Source(tmp_path).classes == ("cat", "dog")
     (tmp_path / "train" / "classes.txt").write_text("cat\n")
     with pytest.raises(SourceError, match="1 classes"):

@@ -577,6 +577,33 @@ def test_a_callable_gives_one_array_or_several(mine: str):
     assert set(found) == {"logits", "x"} and found["x"].dtype == np.float32
 
 
+def test_pixels_are_not_divided_by_a_std_of_nothing():
+    import torch
+
+    with pytest.raises(TeacherError, match=r"its std is .*it is above 0"):
+        load(torch.nn.Identity(), Options(input_size=(8, 8), mean=(0, 0, 0), std=(1, 0, 1)))
+
+
+def test_a_teacher_that_fails_is_one_line_that_says_where():
+    import torch
+
+    class Narrow(torch.nn.Module):
+        def forward(self, x):
+            return x.flatten(1) @ torch.zeros(7, 2)
+
+    def odd(pixels: np.ndarray) -> np.ndarray:
+        raise ValueError("two\nlines")
+
+    pixels = np.zeros((3, 8, 8, 3), np.uint8)
+    size = Options(input_size=(8, 8), mean=(0, 0, 0), std=(1, 1, 1))
+    for teacher, kind in ((Narrow(), "RuntimeError: .*mat1"), (odd, "ValueError: two ")):
+        with pytest.raises(
+            TeacherError, match=rf"of shape \(3, 8, 8, 3\): {kind}.*test_teachers.py:\d+"
+        ) as caught:
+            load(teacher, size)(pixels)
+        assert "\n" not in str(caught.value) and caught.value.__cause__ is not None
+
+
 def test_a_callable_may_say_who_it_is(mine: str):
     teacher = load(f"{mine}:with_spec", Options())
     assert teacher.classes == ("r", "g", "b") and teacher.identity().weights == "ab" * 32

@@ -107,7 +107,7 @@ def open_split(path: Path, split: str | None, image_column: str | None, label_co
     image = columns.image_column(schema, features, image_column)
     label = columns.label_column(schema, features, label_column)
     batches = [batch for file in files for batch in _batches(file)]
-    labels = [_labels(batch, label) for batch in batches]
+    labels = [_labels(batch, label, path) for batch in batches]
     paths = [path for batch in batches for path in _paths(batch, schema, image)]
     field = "bytes" if columns.leaf(schema, image, "bytes") else None
     return Saved(
@@ -116,6 +116,7 @@ def open_split(path: Path, split: str | None, image_column: str | None, label_co
         np.concatenate([np.empty(0, np.int64), *labels]),
         columns.classes(features, label),
         Column(files, image, field),
+        columns.unused_labels(schema, label),
     )
 
 
@@ -197,10 +198,10 @@ def _part(batch: Any, column: str, field: str | None) -> Any:
     return values.flatten()[values.type.get_field_index(field)]
 
 
-def _labels(batch: Any, label: str | None) -> np.ndarray:
+def _labels(batch: Any, label: str | None, folder: Path) -> np.ndarray:
     if label is None:
         return np.full(batch.num_rows, -1, np.int64)
-    return _part(batch, label, None).fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+    return columns.whole_numbers(_part(batch, label, None), str(folder))
 
 
 def _paths(batch: Any, schema: Any, image: str) -> list[str | None]:

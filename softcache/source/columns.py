@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from softcache.errors import SourceError, nearest
 
 LABEL_NAMES = ("label", "labels", "fine_label")
@@ -59,6 +61,16 @@ def image_column(schema: Any, features: dict[str, Any], wanted: str | None) -> s
     return column
 
 
+def whole_numbers(column: Any, where: str) -> np.ndarray:
+    """Labels of an Arrow array: int64, -1 where there is none. Raises :class:`SourceError` for what is too large."""
+    import pyarrow
+
+    try:
+        return column.cast(pyarrow.int64()).fill_null(-1).to_numpy(zero_copy_only=False)
+    except pyarrow.ArrowInvalid as e:
+        raise SourceError(f"{where}: a label is no class: {str(e).splitlines()[0]}") from e
+
+
 def label_column(schema: Any, features: dict[str, Any], wanted: str | None) -> str | None:
     """Likewise for labels; None where none is declared and none is called so."""
     from pyarrow import types
@@ -68,6 +80,14 @@ def label_column(schema: Any, features: dict[str, Any], wanted: str | None) -> s
         return _wanted(wanted, numbers, schema, "label")
     declared = [name for name in _of_type(features, "ClassLabel") if name in numbers]
     return _only(declared or [n for n in LABEL_NAMES if n in numbers], schema, "label")
+
+
+def unused_labels(schema: Any, label: str | None) -> tuple[str, ...]:
+    """A note for a person where there is no label column, but one that is called so."""
+    named = [f"{name} ({schema.field(name).type})" for name in LABEL_NAMES if name in schema.names]
+    if label is not None or not named:
+        return ()
+    return (f"no labels: the column {named[0]} holds no whole numbers, which classes are here",)
 
 
 def _wanted(name: str, fit: list[str], schema: Any, what: str) -> str:

@@ -3,7 +3,8 @@
 * grey is repeated; a palette is looked up; alpha and transparency are dropped, whatever colour lies under them;
 * CMYK becomes RGB as Pillow converts it, (255 − C)(255 − K) / 255; in a JPEG it is taken to be stored inverted, as
   Adobe does, whether Adobe's marker is there or not;
-* of sixteen bits the high byte is kept, in grey and in colour; whole numbers of 32 bits and floats are refused;
+* of sixteen bits the high byte is kept, in grey and in colour (of a colour PPM Pillow makes eight bits, rounding);
+  whole numbers of 32 bits and floats are refused;
 * of an animation the first frame counts, of a TIFF the first page;
 * an EXIF orientation is not applied, as torchvision's and timm's loaders do not (TIFF's own tag is, by Pillow);
 * what a decoder calls damaged or cut short is refused.
@@ -107,7 +108,8 @@ def _pillow(image: Any) -> np.ndarray:
             "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set in this process, so half an image would pass "
             "for a whole one; remove the line that sets it"
         )
-    if image.mode.startswith("I;16"):  # sixteen bits: the high byte, where convert() would clip at 255
+    if image.mode.startswith("I;16") or (image.mode, image.format) == ("I", "PPM"):
+        # sixteen bits, as a PGM's are made by Pillow: the high byte, where convert() would clip at 255
         grey = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
         return np.repeat(grey[:, :, None], 3, axis=2)
     if image.mode in ("I", "F"):

@@ -70,7 +70,7 @@ def open_split(path: Path, split: str | None, image_column: str | None, label_co
         _ids(files, parts),
         np.concatenate([part.labels for part in parts]),
         columns.classes(features, label),
-        notes,
+        (*notes, *columns.unused_labels(schema, label)),
         RowGroups(files, tuple(p.metadata for p in parts), columns.leaf(schema, image, "bytes") or image),
     )
 
@@ -99,8 +99,7 @@ def _read(file: Path, schema: Any, image: str, label: str | None) -> _Part:
             if path:
                 paths = opened.read(columns=[path]).flatten().column(0).to_pylist()
             if label:
-                column = opened.read(columns=[label]).column(0)
-                labels = column.fill_null(-1).to_numpy().astype(np.int64)
+                labels = columns.whole_numbers(opened.read(columns=[label]).column(0), str(file))
         except (OSError, ValueError) as e:
             raise _damaged(file, e) from e
         return _Part(opened.metadata, paths, labels)

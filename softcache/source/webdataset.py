@@ -258,8 +258,8 @@ def _classes(*folders: Path) -> tuple[str, ...] | None:
         if not file.is_file():
             continue
         try:
-            text = file.read_text("utf-8")
-            names = json.loads(text) if file.suffix == ".json" else text.splitlines()
+            text = file.read_text("utf-8-sig")
+            names = json.loads(text) if file.suffix == ".json" else text.rstrip().splitlines()
         except (OSError, ValueError) as e:
             raise SourceError(f"cannot read {file}: {e}; mend it, or take it away") from e
         if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):

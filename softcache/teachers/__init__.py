@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import importlib
 import importlib.util
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,6 +114,16 @@ def load(teacher: str | Callable[..., Any], options: Options) -> Teacher:
     return load_factory(teacher, options)
 
 
+def failure(name: str, pixels: np.ndarray, e: Exception) -> TeacherError:
+    """What to raise for an exception of the network's or the callable's own."""
+    last = traceback.extract_tb(e.__traceback__)[-1]
+    said = (str(e).splitlines() or [""])[0]
+    return TeacherError(
+        f"the teacher {name} failed on a batch of uint8 pixels of shape {pixels.shape}: {type(e).__name__}: {said} "
+        f"({Path(last.filename).name}:{last.lineno}); is that what it takes, and its input size?"
+    )
+
+
 def _name_of(teacher: Any) -> str:
     named = teacher if hasattr(teacher, "__qualname__") else type(teacher)
     return f"{named.__module__}:{named.__qualname__}"
@@ -130,7 +141,7 @@ def input_spec(options: Options, found: Any, who: str) -> InputSpec:
             f"{who} says nothing about its input's {', '.join(missing)}: state it with {flags}"
         )
     try:
-        return InputSpec(
+        spec = InputSpec(
             size=_pair(given["size"]),
             mean=_triple(given["mean"]),
             std=_triple(given["std"]),
@@ -140,6 +151,9 @@ def input_spec(options: Options, found: Any, who: str) -> InputSpec:
         raise TeacherError(
             f"{who}: an input spec is a size in pixels, three means, three stds, and RGB or BGR, not {given}"
         ) from e
+    if min(spec.std) <= 0:
+        raise TeacherError(f"{who}: its std is {spec.std}: pixels are divided by it, so it is above 0")
+    return spec
 
 
 def _pair(size: int | Sequence[int]) -> tuple[int, int]:

@@ -43,7 +43,7 @@ def read(said: str | Path | Sequence[str] | None) -> tuple[str, ...] | None:
         return None
     if isinstance(said, str | Path):
         try:
-            names, where = names_in(Path(said).read_text(encoding="utf-8")), f"the file {said}"
+            names, where = names_in(Path(said).read_text(encoding="utf-8-sig")), f"the file {said}"
         except (OSError, UnicodeDecodeError) as e:
             raise SpecError(f"cannot read the class names in {said}: {e}") from None
     else:

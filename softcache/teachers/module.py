@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from softcache.errors import SpecError, TeacherError, nearest, suggest
+from softcache.errors import SoftcacheError, SpecError, TeacherError, nearest, suggest
 from softcache.manifest import InputSpec, TeacherId
-from softcache.teachers import Options, input_spec, weights
+from softcache.teachers import Options, failure, input_spec, weights
 from softcache.teachers.classes import names_of
 
 PRECISIONS = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -77,7 +77,12 @@ class ModuleTeacher:
             enabled=True, benchmark=False, deterministic=True, allow_tf32=False
         )
         with exact, torch.autocast(self._device.type, dtype or torch.bfloat16, enabled=dtype is not None):
-            output = _logits_of(self._model(x), self._name)
+            try:
+                output = _logits_of(self._model(x), self._name)
+            except SoftcacheError:
+                raise
+            except Exception as e:
+                raise failure(self._name, pixels, e) from e
         found = {"logits": output, **self._tapped}
         self._tapped.clear()
         return {k: v.float().cpu().numpy() for k, v in found.items()}

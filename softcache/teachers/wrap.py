@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from softcache.errors import SpecError, TeacherError, nearest
+from softcache.errors import SoftcacheError, SpecError, TeacherError, nearest
 from softcache.manifest import InputSpec, TeacherId
-from softcache.teachers import Options, Teacher, input_spec
+from softcache.teachers import Options, Teacher, failure, input_spec
 from softcache.teachers.classes import names_of
 
 PRECISIONS = ("fp32", "fp16", "bf16")
@@ -56,11 +56,10 @@ class CallableTeacher:
     def __call__(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
         try:
             answer = self._function(pixels)
-        except (TypeError, AttributeError) as e:
-            raise TeacherError(
-                f"the teacher {self._name} failed on a uint8 array of shape {pixels.shape}, which is what a plain "
-                f"callable is given: {e}"
-            ) from e
+        except SoftcacheError:
+            raise
+        except Exception as e:
+            raise failure(self._name, pixels, e) from e
         named = dict(answer) if hasattr(answer, "keys") else {"logits": answer}
         return {k: np.asarray(v, np.float32) for k, v in named.items()}
 

@@ -1,0 +1,125 @@
+"""The flags of ``build-cache``, ``plan`` and ``verify --live``, and how their values are read, from a config file too."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+from softcache.errors import SpecError
+
+# One entry a keyword argument of softcache.build: (metavar, help); a flag's type follows from the signature.
+BUILD: dict[str, tuple[str | None, str]] = {
+    "source": (
+        "PATH",
+        "Parquet (Hugging Face layout), a dataset saved to disk by datasets, WebDataset tars, an ImageFolder or a folder of "
+        "images without labels; the layout is recognised and printed",
+    ),
+    "split": ("NAME", "the split, where the source has several"),
+    "limit": ("N", "a keyed sample of N images (not the first N)"),
+    "layout": (
+        "NAME",
+        "parquet, arrow, webdataset, imagefolder or folder, where it is not recognised rightly",
+    ),
+    "image_column": ("NAME", "the column that holds the images (WebDataset: their extension)"),
+    "label_column": ("NAME", "and the one that holds the labels"),
+    "teacher": (
+        "SPEC",
+        "torchvision:NAME, timm:NAME, onnx:FILE or package.module:factory; said several times, they run as one",
+    ),
+    "weights": ("FILE", "the teacher's weights, .safetensors; once for each of several teachers"),
+    "allow_pickle": (None, "allow --weights to be a pickle (recorded in the cache)"),
+    "recipe": (
+        "SPEC",
+        "how views are made, such as 'crop(32, pad=4)|flip' or 'random_resized_crop(224)|flip'",
+    ),
+    "views": ("N", "views of each image"),
+    "seed": ("N", "keys the views and the order on disk"),
+    "targets": (
+        "NAME=CODEC",
+        "what to keep, repeatable: 'logits=full(u8)'; any other name is a module: 'layer3=int8'",
+    ),
+    "precision": ("P", "fp32, bf16 or fp16"),
+    "device": ("D", "torch device; CUDA where there is one"),
+    "input_size": ("N or H,W", "the teacher's input size, where it does not say so itself"),
+    "mean": ("R,G,B", "its normalisation, of values 0…1"),
+    "std": ("R,G,B", "likewise"),
+    "color": ("ORDER", "its channel order, RGB or BGR"),
+    "flip_tta": (None, "logits are the mean over an image and its mirror image"),
+    "classes": ("FILE", "the teacher's class names in its order, one a line, where it carries none"),
+    "label_smoothing": ("E", "of the teacher's training; recorded, for who learns from it"),
+    "batch": ("N", "rows a teacher's batch (part of the cache's identity)"),
+    "block_rows": ("N", "rows a block; about 64 MiB by default"),
+    "skip_corrupt": (None, "keep the rows of unreadable images as invalid, instead of refusing"),
+    "ignore_labels": (None, "the source's labels are not the teacher's classes: keep neither"),
+    "rank": ("N", "this builder's number, of --world that work on one cache"),
+    "world": ("N", "how many builders work on this cache"),
+    "workers": ("N", "threads that decode and render"),
+    "progress": (None, "the live line (--no-progress: silent)"),
+}
+
+
+_REPEATED = ("targets", "teacher", "weights")
+
+
+def add(parser: argparse.ArgumentParser, name: str, default: Any) -> None:
+    """The flag that is called ``name`` in :data:`BUILD`."""
+    metavar, help = BUILD[name]
+    flag = spelled(name)
+    if name in _REPEATED:
+        parser.add_argument(flag, dest=name, action="append", metavar=metavar, help=help, default=default)
+    elif metavar is None:
+        action = argparse.BooleanOptionalAction if name == "progress" else "store_true"
+        parser.add_argument(flag, dest=name, action=action, help=help, default=default)
+    else:
+        parser.add_argument(flag, dest=name, type=_reader(name), metavar=metavar, help=help, default=default)
+
+
+def spelled(name: str) -> str:
+    """How it is written on the command line."""
+    return "--target" if name == "targets" else "--" + name.replace("_", "-")
+
+
+def _reader(name: str) -> Callable[[str], Any]:
+    def read(text: str) -> Any:
+        try:
+            return _types().get(name, str)(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(refusal(name, text)) from None
+
+    return read
+
+
+def refusal(name: str, value: Any) -> str:
+    """What to say of a value that it cannot have."""
+    return f"{value!r} is not {BUILD[name][0] or 'true or false'}"
+
+
+def _types() -> dict[str, Callable[[str], Any]]:
+    whole = dict.fromkeys(("limit", "views", "seed", "batch", "block_rows", "rank", "world", "workers"), int)
+    return {**whole, "label_smoothing": float, "input_size": _size, "mean": _triple, "std": _triple}
+
+
+def _triple(text: str) -> tuple[float, float, float]:
+    red, green, blue = (float(x) for x in text.split(","))
+    return red, green, blue
+
+
+def _size(text: str) -> tuple[int, int]:
+    numbers = [int(x) for x in text.split(",")]
+    height, width = numbers * 2 if len(numbers) == 1 else numbers
+    return height, width
+
+
+def from_yaml(key: str, value: Any) -> Any:
+    """A value of a config file: words are read as on the command line (``mean: 0.5,0.5,0.5``: YAML has no tuples)."""
+    if isinstance(value, bool) and BUILD[key][0]:
+        raise SpecError(f"{spelled(key)}: {refusal(key, value)}")
+    if not isinstance(value, str):
+        return value
+    if key == "targets":
+        return [value]
+    try:
+        return _reader(key)(value)
+    except argparse.ArgumentTypeError as e:
+        raise SpecError(f"{spelled(key)}: {e}") from None
