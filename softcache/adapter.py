@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from softcache import canary
-from softcache.cache import Cache
-from softcache.errors import MismatchError, SpecError, nearest
+from softcache.cache import Cache, integers, is_whole
+from softcache.errors import MismatchError, SpecError
 from softcache.keyed import in_turn
 from softcache.pixels import normalise
 from softcache.recipe import View, render
@@ -59,7 +59,7 @@ def with_targets(
     *,
     transform: Callable[[Any], Any] | None = None,
     size: int | tuple[int, int] | None = None,
-    targets: Iterable[str] | None = None,
+    targets: str | Iterable[str] | None = None,
     seed: int = 0,
 ) -> WithTargets:
     """A map-style dataset of the images in ``dataset``, as their teacher saw them, with what it said.
@@ -72,12 +72,13 @@ def with_targets(
             as whatever moves or recolours them at random parts them from their targets. A Hugging Face image
             processor does. By default float32 (3, h, w), normalised as the teacher's pixels were.
         size: (h, w), or both in one number, to render the view at; the teacher's by default.
-        targets: names of those to read; all by default.
+        targets: the names of those to read, or one name; all by default.
         seed: of the order of the views.
 
     Raises:
         MismatchError: the dataset is not the one the cache was built from, or the cache has no such target.
         NotBuilt: the cache is not finished.
+        SpecError: a size or names that cannot be understood.
         SourceError: the dataset yields what is no image, such as normalised tensors.
     """
     source = dataset if isinstance(dataset, Source) else Source(dataset)
@@ -155,9 +156,9 @@ class WithTargets(Base):
 
     def set_epoch(self, epoch: int) -> None:
         """Show the view of this epoch, here and in worker processes that are there already."""
-        if epoch < 0:
-            raise SpecError(f"epoch {epoch}: epochs count from 0")
-        self._clock.epoch = epoch
+        if not is_whole(epoch) or not 0 <= epoch < 1 << 63:
+            raise SpecError(f"epoch {epoch!r}: epochs are whole numbers of 63 bits, counted from 0")
+        self._clock.epoch = int(epoch)
 
     def view(self, epoch: int) -> int:
         """The number of the view that images are seen in during ``epoch``."""
@@ -168,7 +169,7 @@ class WithTargets(Base):
 
     def __getitems__(self, indices: Sequence[int]) -> list[Item]:
         """Several items, as a ``DataLoader`` asks for them: the targets of a batch are read at once."""
-        rows = np.arange(len(self))[np.asarray(indices, np.int64)]  # as a list would: −1 is the last
+        rows = np.arange(len(self))[integers(indices)]  # as a list would: −1 is the last
         epochs = self._clock.tick(rows)
         items: dict[int, Item] = {}
         for epoch in np.unique(epochs).tolist():
@@ -286,21 +287,16 @@ def _check_ids(source: Source, cache: Cache) -> None:
 
 
 def _size(cache: Cache, size: int | tuple[int, int] | None) -> tuple[int, int]:
-    height, width = (
-        cache.identity["teacher"]["input_spec"]["size"] if size is None else np.broadcast_to(size, 2)
-    )
-    if min(height, width) < 1:
-        raise SpecError(f"size={size}: an image is at least one pixel high and wide")
-    return int(height), int(width)
+    given = cache.identity["teacher"]["input_spec"]["size"] if size is None else size
+    sides = (given, given) if is_whole(given) else tuple(given) if isinstance(given, Iterable) else ()
+    if len(sides) != 2 or not all(is_whole(side) and side >= 1 for side in sides):
+        raise SpecError(f"size={size!r}: it is (h, w) in whole pixels, at least 1, or both in one number")
+    return int(sides[0]), int(sides[1])
 
 
-def _names(cache: Cache, targets: Iterable[str] | None) -> tuple[str, ...]:
-    names = tuple(cache.targets if targets is None else targets)
+def _names(cache: Cache, targets: str | Iterable[str] | None) -> tuple[str, ...]:
+    names = cache.names(targets)
     for name in names:
-        if name not in cache.targets:
-            raise MismatchError(
-                f"the cache {cache.path} has no target {name!r}{nearest(name, cache.targets)}"
-            )
         if name in KEYS:
             raise SpecError(
                 f"a target called {name!r} has no place beside the item's own: choose others with targets="

@@ -8,15 +8,25 @@ from dataclasses import replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from softcache import manifest as m
 from softcache import spec
 from softcache.block import Block
 from softcache.codecs import Fields
-from softcache.errors import DamageError, InvalidRow, MismatchError, NoCache, NotBuilt, SourceError, nearest
+from softcache.errors import (
+    DamageError,
+    InvalidRow,
+    MismatchError,
+    NoCache,
+    NotBuilt,
+    SourceError,
+    SpecError,
+    nearest,
+)
 from softcache.reader import Reader
 from softcache.recipe import View
 from softcache.recipe.mix import Blend, Mix, impossible
@@ -74,6 +84,7 @@ class Cache:
 
     def __init__(self, store: Store, identity: m.Identity, manifest: m.Manifest | None):
         self.store, self.manifest, self._identity = store, manifest, identity
+        self._where = str(store.root)  # in messages
         self.identity: dict[str, Any] = identity.model_dump(mode="json")
         self.grid = identity.make_grid()
         self.samples, self.views = self.grid.samples, self.grid.views
@@ -183,14 +194,19 @@ class Cache:
         return Row(self, sample, view)
 
     def read(
-        self, view: int, samples: np.ndarray, names: Iterable[str] | None = None, *, slab: bool = True
+        self,
+        view: int,
+        samples: np.ndarray,
+        names: str | Iterable[str] | None = None,
+        *,
+        slab: bool = True,
     ) -> dict[str, Any]:
         """The decoded targets of some samples under one view.
 
         Args:
             view: ``0 … views-1``.
             samples: int64 ``(n,)``, indices into :attr:`ids`, in any order.
-            names: which targets; all of them by default.
+            names: which targets, one or several; all by default.
             slab: keep the small fields of the whole view in this process's memory, which makes the next reads of it
                 fast. Without, rows come from the mapped files, whose memory all processes share.
 
@@ -199,20 +215,42 @@ class Cache:
             the order of ``samples``.
 
         Raises:
-            NotBuilt, InvalidRow, DamageError, IndexError.
+            NotBuilt, InvalidRow, DamageError.
+            IndexError: a view or sample out of range. SpecError: what is no view, sample or name at all.
         """
-        samples = _integers(samples)
+        samples = integers(samples)
         self._check(view, samples)
         positions = self.grid.positions(samples)
-        wanted = self.targets if names is None else names
-        return {name: self._target(name, view, positions, slab and self.complete) for name in wanted}
+        slab = slab and self.complete
+        return {name: self._target(name, view, positions, slab) for name in self.names(names)}
+
+    def names(self, wanted: str | Iterable[str] | None = None) -> tuple[str, ...]:
+        """The targets that ``wanted`` names, one or several; all by default.
+
+        Raises :class:`MismatchError` where there is none of a name, :class:`SpecError` for what is no name.
+        """
+        if wanted is None:
+            return tuple(self.targets)
+        if isinstance(wanted, str):
+            wanted = [wanted]
+        names = tuple(wanted) if isinstance(wanted, Iterable) else (wanted,)
+        for name in names:
+            self._require(name)
+        return names
+
+    def _require(self, name: str) -> None:
+        if not isinstance(name, str):
+            raise SpecError(f"targets are asked for by name, such as {min(self.targets)!r}, not as {name!r}")
+        if name not in self.targets:
+            hint = nearest(name, self.targets)
+            raise MismatchError(f"the cache {self._where} has no target {name!r}{hint}")
 
     def read_views(self, view: int, samples: np.ndarray, *, slab: bool = True) -> list[View]:
         """The realised views of some samples, as they were rendered for the teacher, with what they are mixed with.
 
         ``slab`` as in :meth:`read`.
         """
-        samples = _integers(samples)
+        samples = integers(samples)
         self._check(view, samples)
         rows, views = self._views_alone(view, samples, slab)
         return self._mixed(view, samples, rows, views, slab) if self.mixed else views
@@ -252,6 +290,8 @@ class Cache:
             )
 
     def _check(self, view: int, samples: np.ndarray) -> None:
+        if not is_whole(view):
+            raise SpecError(f"view {view!r}: views are whole numbers, here from 0 to {self.views - 1}")
         if not 0 <= view < self.views:
             raise IndexError(f"view {view} of {self.views}")
         if samples.size and (samples.min() < 0 or samples.max() >= self.samples):
@@ -275,8 +315,7 @@ class Cache:
         return self._target(name, view, self.grid.positions(samples), slab)
 
     def _target(self, name: str, view: int, positions: np.ndarray, slab: bool) -> Any:
-        if name not in self.targets:
-            raise MismatchError(f"the cache {self.path} has no target {name!r}{nearest(name, self.targets)}")
+        self._require(name)
         return self.targets[name].decode(self.reader.fields(f"targets/{name}", view, positions, slab))
 
     def _built(self, block: Block) -> m.Receipt:
@@ -323,10 +362,16 @@ class Row(Mapping[str, Any]):
         return len(self._cache.targets)
 
 
-def _integers(samples: np.ndarray) -> np.ndarray:
+def is_whole(value: object) -> TypeGuard[int]:
+    """A whole number, numpy's too; no bool."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def integers(samples: ArrayLike) -> np.ndarray:
+    """Indices as int64. :class:`SpecError` for other numbers."""
     found = np.asarray(samples)
     if found.size and found.dtype.kind not in "iu":  # a mask would be taken for other rows
-        raise IndexError(f"samples are whole numbers, not {found.dtype}")
+        raise SpecError(f"samples are whole numbers, not {found.dtype}")
     return found.astype(np.int64, copy=False)
 
 

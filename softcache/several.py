@@ -13,7 +13,7 @@ import numpy as np
 from softcache import cache as caches
 from softcache import spec
 from softcache.cache import Cache
-from softcache.errors import MismatchError, NotBuilt, SpecError, nearest
+from softcache.errors import MismatchError, NotBuilt, SpecError
 
 
 @overload
@@ -49,6 +49,7 @@ class Several(Cache):
         if unfinished := [c for c in members if not c.complete]:
             raise NotBuilt(f"{unfinished[0].path} is not finished: run the same build-cache command again")
         super().__init__(first.store, first._identity, first.manifest)
+        self._where = " + ".join(str(c.path) for c in members)
         for other in members[1:]:
             _check(first, other)
         self._places = [_places(first, other) for other in members]
@@ -78,17 +79,20 @@ class Several(Cache):
         return np.unique(np.concatenate(refused))
 
     def read(
-        self, view: int, samples: np.ndarray, names: Iterable[str] | None = None, *, slab: bool = True
+        self,
+        view: int,
+        samples: np.ndarray,
+        names: str | Iterable[str] | None = None,
+        *,
+        slab: bool = True,
     ) -> dict[str, Any]:
         """As :meth:`softcache.Cache.read`; ``samples`` are indices into the first one's ids."""
-        samples = caches._integers(samples)
+        samples = caches.integers(samples)
         self._check(view, samples)
-        wanted = self.targets if names is None else names
-        return {name: self._read(name, view, samples, slab) for name in wanted}
+        return {name: self._read(name, view, samples, slab) for name in self.names(names)}
 
     def _read(self, name: str, view: int, samples: np.ndarray, slab: bool) -> Any:
-        if name not in self.targets:
-            raise MismatchError(f"these caches have no target {name!r}{nearest(name, self.targets)}")
+        self._require(name)
         number, _, own = name.partition(".")
         return self.members[int(number)]._read(own, view, self._places[int(number)][samples], slab)
 

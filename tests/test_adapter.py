@@ -151,15 +151,39 @@ def test_size_is_the_students(cache: sc.Cache):
     assert dataset[5]["image"].shape == (3, 12, 6)
     np.testing.assert_array_equal(again[5]["image"], sc.render(ToyImages(40)[5][0], view, (12, 6)))
     assert sc.with_targets(ToyImages(40), cache, size=9)[0]["image"].shape == (3, 9, 9)
-    with pytest.raises(SpecError, match="size=0"):
-        sc.with_targets(ToyImages(40), cache, size=0)
+    assert sc.with_targets(ToyImages(40), cache, size=np.array([9, 8]))[0]["image"].shape == (3, 9, 8)
+
+
+@pytest.mark.parametrize("size", [0, -1, (8, 0), (3,), (1, 2, 3), "a", "ab", 1.5, (8.5, 8), True])
+def test_what_is_no_size_is_refused(cache: sc.Cache, size: Any):
+    with pytest.raises(SpecError, match=re.escape(f"size={size!r}: it is (h, w) in whole pixels")):
+        sc.with_targets(ToyImages(40), cache, size=size)
+
+
+@pytest.mark.parametrize("i", [1.5, True, "1", None])
+def test_an_item_has_a_whole_number(dataset: Any, i: Any):
+    with pytest.raises(SpecError, match="whole numbers, not"):
+        dataset[i]
+    assert dataset[np.int64(1)]["index"] == dataset[-39]["index"] == 1
+
+
+@pytest.mark.parametrize("epoch", [-1, 2**70, 2**63, 1.5, True, "1"])
+def test_what_is_no_epoch_is_refused(dataset: Any, epoch: Any):
+    dataset.set_epoch(np.int64(2))
+    with pytest.raises(SpecError, match="epochs are whole numbers"):
+        dataset.set_epoch(epoch)
+    assert dataset[0]["view"] == dataset.view(2)
 
 
 def test_some_targets(cache: sc.Cache):
     item = sc.with_targets(ToyImages(40), cache, targets=["vector"])[0]
     assert set(item) == {"image", "label", "vector", "index", "view"}
-    with pytest.raises(MismatchError, match=r"no target 'logit'.*did you mean 'logits'"):
-        sc.with_targets(ToyImages(40), cache, targets=["logit"])
+    assert "logits" in sc.with_targets(ToyImages(40), cache, targets="logits")[0]
+    for wrong in (["logit"], "logit"):
+        with pytest.raises(MismatchError, match=r"no target 'logit'.*did you mean 'logits'"):
+            sc.with_targets(ToyImages(40), cache, targets=wrong)
+    with pytest.raises(SpecError, match="asked for by name, such as 'logits', not as 3"):
+        sc.with_targets(ToyImages(40), cache, targets=3)  # type: ignore[arg-type]
 
 
 def test_a_target_may_not_take_an_items_place(tmp_path: Path):

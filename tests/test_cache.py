@@ -18,7 +18,7 @@ import softcache as sc
 from softcache import manifest as m
 from softcache import reader
 from softcache.cache import Cache
-from softcache.errors import DamageError, InvalidRow, MismatchError, NoCache, NotBuilt, SourceError
+from softcache.errors import DamageError, InvalidRow, MismatchError, NoCache, NotBuilt, SourceError, SpecError
 from softcache.recipe import Recipe, View, render
 from softcache.source import Source
 from softcache.testing import ToyImages, make_image_folder, toy_teacher
@@ -264,8 +264,28 @@ def test_what_is_out_of_range_is_an_error_and_not_another_row(
     "samples", [np.ones(20, bool), np.array([0.5]), np.array(["ant"])], ids=lambda s: s.dtype
 )
 def test_samples_are_whole_numbers(small_cache: Cache, samples: np.ndarray):
-    with pytest.raises(IndexError, match="whole numbers"):
+    with pytest.raises(SpecError, match="whole numbers"):
         small_cache.read(0, samples)
+
+
+@pytest.mark.parametrize("view", [1.5, 1.0, "0", True, np.True_, None, np.float32(0)], ids=repr)
+def test_views_are_whole_numbers(small_cache: Cache, view: Any):
+    for read in (lambda: small_cache[small_cache.ids[0], view], lambda: small_cache.read(view, ALL)):
+        with pytest.raises(SpecError, match="views are whole numbers, here from 0 to 1"):
+            read()
+
+
+@pytest.mark.parametrize("view", [np.int64(1), np.uint8(1)], ids=repr)
+def test_numpys_integers_are_views(small_cache: Cache, view: Any):
+    row, same_row = small_cache[small_cache.ids[0], view], small_cache[small_cache.ids[0], 1]
+    assert np.array_equal(row["logits"].values, same_row["logits"].values) and row.view == same_row.view
+
+
+def test_a_string_is_one_name(small_cache: Cache):
+    assert list(small_cache.read(0, ALL, "logits")) == ["logits"]
+    for names in (3, ["logits", 3]):
+        with pytest.raises(SpecError, match="asked for by name, such as 'logits', not as 3"):
+            small_cache.read(0, ALL, names)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("make", ["nothing", "an empty folder", "another folder"])

@@ -12,6 +12,7 @@ from softcache import codecs
 from softcache.codecs import HardLabels, SparseLogits
 from softcache.codecs.topk import Tail
 from softcache.errors import CodecError, SpecError
+from softcache.targets import Logits
 
 LIMIT = 32752.0
 
@@ -95,6 +96,17 @@ def test_dense_spreads_the_rest_evenly():
         np.exp(kept_of("topk(2)", row).dense()), [[0.5, 0.2 / 3, 0.3, 0.2 / 3, 0.2 / 3]], atol=1e-4
     )
     assert kept_of("topk(2)", row)[0].dense(2.0).shape == (5,)
+
+
+def test_argmax_has_no_probabilities():
+    with pytest.raises(SpecError, match=r"argmax kept the teacher's class \(.index\) and no probabilities"):
+        HardLabels(np.array([1]), 3)[0].dense(2.0)
+
+
+@pytest.mark.parametrize("T", [0, -1, float("nan"), float("inf")])
+def test_logits_have_every_finite_temperature_above_0(T: float):  # noqa: N803
+    with pytest.raises(SpecError, match="not finite and above 0"):
+        Logits(np.eye(3, dtype=np.float32)).dense(T)
 
 
 @pytest.mark.parametrize("T", [0.99, 8.01, 0, -1, float("nan"), float("inf")])

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from softcache.codecs.fields import Field, Fields, class_dtype
-from softcache.errors import CodecError
+from softcache.errors import CodecError, SpecError
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Argmax:
 
 @dataclass(frozen=True)
 class HardLabels:
-    """``index`` int64 (…,): the teacher's class, of ``classes``."""
+    """``index`` int64 (…,): the teacher's class, of ``classes``. It has no probabilities."""
 
     index: np.ndarray
     classes: int
@@ -46,6 +46,13 @@ class HardLabels:
 
     def holds(self, T: float) -> bool:  # noqa: N803 - a decision has no temperature
         return False
+
+    def dense(self, T: float = 1.0) -> np.ndarray:  # noqa: N803
+        """Raises :class:`SpecError`: what the other classes were given was not kept."""
+        raise SpecError(
+            "argmax kept the teacher's class (.index) and no probabilities: for those, build with logits=full(u8) or "
+            "logits=topk(10)"
+        )
 
     def top1(self) -> np.ndarray:
         return self.index

@@ -87,8 +87,12 @@ class TopK:
             fields["index"].astype(np.int64),
             -step * fields["value"],
             -step * fields["tail"],
-            Tail(shape[0], tuple(map(float, self.at)), self.tail == "spread"),
+            self.known_tail(shape),
         )
+
+    def known_tail(self, shape: tuple[int, ...]) -> Tail:
+        """What rows of ``shape`` come back with."""
+        return Tail(shape[0], tuple(map(float, self.at)), self.tail == "spread")
 
     def bound(self, fields: Fields, shape: tuple[int, ...]) -> np.ndarray:
         """Of ``value`` and ``tail`` alike: ``(n, 1)``."""

@@ -31,13 +31,14 @@ class Logits:
         return self.values
 
     def dense(self, T: float = 1.0) -> np.ndarray:  # noqa: N803 - the field's name
-        """Log-probabilities ``log softmax(values / T)``, float32 ``(…, C)``. Raises :class:`SpecError` unless T > 0."""
+        """Log-probabilities ``log softmax(values / T)``, float32 ``(…, C)``. Raises :class:`SpecError` unless
+        T is finite and above 0."""
         return self.log_probs(T).astype(np.float32)
 
     def log_probs(self, T: float = 1.0) -> np.ndarray:  # noqa: N803
         """As :meth:`dense`, in float64."""
-        if not T > 0:
-            raise SpecError(f"the temperature {T} is not above 0")
+        if not 0 < T < np.inf:
+            raise SpecError(f"the temperature {T} is not finite and above 0")
         z = self.values.astype(np.float64) / T
         z -= z.max(axis=-1, keepdims=True)
         return z - np.log(np.exp(z).sum(axis=-1, keepdims=True))

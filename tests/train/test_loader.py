@@ -212,6 +212,39 @@ def test_options_that_do_not_fit(cache, source):
         make(cache, source).batch(0, 0)["logit"]
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"workers": -1}, "workers=-1: it is a whole number, at least 0"),
+        ({"workers": True}, "workers=True"),
+        ({"global_batch": 0}, "global_batch=0: it is a whole number, at least 1"),
+        ({"global_batch": 2.5}, "global_batch=2.5"),
+        ({"world": 0}, "world=0"),
+        ({"rank": -1}, "rank=-1"),
+        ({"rank": 2, "world": 2}, "rank=2: the ranks of world=2 are 0 to 1"),
+        ({"samples": np.arange(110, 130)}, "from 0 to 119"),
+        ({"samples": np.arange(-1, 30)}, "from 0 to 119"),
+        ({"samples": np.zeros((30, 2), int)}, "indices into cache.ids"),
+        ({"samples": np.ones(120, bool)}, "whole numbers, not bool"),
+        ({"targets": 3}, "asked for by name, such as 'logits', not as 3"),
+    ],
+)
+def test_options_that_cannot_be_understood_are_refused_at_once(cache, source, options, told):
+    with pytest.raises(SpecError, match=told):
+        make(cache, source, **options)
+
+
+def test_a_string_is_one_target(cache, source):
+    assert list(make(cache, source, targets="logits").batch(0, 0).targets) == ["logits"]
+    with pytest.raises(MismatchError, match="no target 'logit'"):
+        make(cache, source, targets="logit")
+
+
+def test_one_sample_many_times_is_no_constant_target(cache, source):
+    batch = make(cache, source, samples=[1, 1], global_batch=2).batch(0, 0)
+    assert batch.index.tolist() == [1, 1] and batch["logits"].constant()
+
+
 def test_no_targets_reads_none(cache, source):
     assert make(cache, source, targets=[]).batch(0, 0).targets == {}
 

@@ -19,7 +19,7 @@ from softcache_train import config as configs
 from softcache_train import load_student, loop, train, validation
 from softcache_train.progress import Progress
 
-from softcache import canary
+from softcache import canary, several
 from softcache.errors import MismatchError, SpecError, TeacherError
 from softcache.source import Source
 
@@ -154,10 +154,15 @@ def test_the_default_folder_is_one_for_each_cache_and_set_of_options(cache, sour
 
 
 def test_a_diverged_run_keeps_its_last_checkpoint(cache, source, tmp_path):
-    with pytest.raises(loop.TrainingDiverged, match="lower lr"):
+    with pytest.raises(loop.TrainingDiverged, match=r"lower lr .*the last checkpoint is kept"):
         run(cache, source, tmp_path, lr=1e12, warmup_epochs=0, checkpoint_every=1)
-    if (tmp_path / "checkpoint.json").exists():
-        assert all(torch.isfinite(p).all() for p in load_student(tmp_path).parameters())
+    assert all(torch.isfinite(p).all() for p in load_student(tmp_path).parameters())
+
+
+def test_a_run_that_diverged_before_its_first_checkpoint_says_so(cache, source, tmp_path):
+    with pytest.raises(loop.TrainingDiverged, match="there is no checkpoint yet"):
+        run(cache, source, tmp_path, lr=1e12, warmup_epochs=0)
+    assert not (tmp_path / "checkpoint.json").exists()
 
 
 def test_learning_rate_rises_to_its_peak_and_falls_to_zero():
@@ -327,6 +332,31 @@ def test_what_is_kept_in_part_teaches_too(source, tmp_path, codec):
     if codec != "argmax":
         with pytest.raises(SpecError, match="outside the 1 to 8"):
             run(cache, source, tmp_path / "hot", alpha=1.0, T=20)
+        run(cache, source, tmp_path / "labels", alpha=0, epochs=1, T=20)  # reads no target
+
+
+@pytest.mark.parametrize("combine", ["arithmetic", "geometric"])
+@pytest.mark.parametrize("codec", ["topk(2)", "argmax"])
+def test_what_the_objective_would_refuse_is_refused_before_the_images_are_read(
+    source, tmp_path, monkeypatch, codec, combine
+):
+    paths = [toys.build(tmp_path / name, source, targets={"logits": codec}).path for name in ("a", "b")]
+    both = several.open(paths)
+    monkeypatch.setattr(canary, "pair", None)
+    two = {"target": ["0.logits", "1.logits"], "combine": combine}
+    with pytest.raises(
+        SpecError, match=r"'0\.logits' holds .* several targets are combined from whole logits"
+    ):
+        run(both, source, tmp_path / "run", **two)
+    if codec != "argmax":
+        with pytest.raises(SpecError, match="outside the 1 to 8"):
+            run(several.open(paths[0]), source, tmp_path / "run", T=20)
+
+
+def test_with_several_caches_all_targets_of_a_name_are_suggested(cache, source, tmp_path):
+    both = several.open([cache.path, cache.path])
+    with pytest.raises(SpecError, match=r"no target 'logits' .did you mean target=.0\.logits, 1\.logits.\?"):
+        run(both, source, tmp_path)
 
 
 def test_the_first_views_alone(cache, source, tmp_path):

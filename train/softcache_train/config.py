@@ -32,7 +32,7 @@ NO_EFFECT_ON_WEIGHTS = frozenset(
 class Config(BaseModel):
     """How a student is trained. The loss is (1 − alpha) · CE + alpha · KD(T)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     student: str
     """A name from :mod:`softcache_train.students`, or ``package.module:factory``."""

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from softcache import canary
-from softcache.cache import Cache
+from softcache.cache import Cache, integers, is_whole
 from softcache.errors import MismatchError, SpecError, nearest
 from softcache.pixels import normalise as normalised
 from softcache.recipe import View, render
@@ -85,7 +85,7 @@ class Loader:
         input_spec: ``size``, ``mean``, ``std`` (of pixels in 0…1) and ``color``; the teacher's by
             default.
         workers: threads that decode and render; 0 does it in the thread that iterates.
-        targets: names of the targets to read; all by default.
+        targets: names of the targets to read, or one name; all by default.
         target_source: where targets come from; the cache by default.
         samples: int64 indices into ``cache.ids`` to train on; all valid ones by default. Mixed views
             show their partners, too.
@@ -111,7 +111,7 @@ class Loader:
         size: tuple[int, int] | None = None,
         input_spec: Mapping[str, Any] | None = None,
         workers: int = 2,
-        targets: Iterable[str] | None = None,
+        targets: str | Iterable[str] | None = None,
         rank: int = 0,
         world: int = 1,
         target_source: TargetSource | None = None,
@@ -122,17 +122,29 @@ class Loader:
         recipe: str | None = None,
         warp_threshold: float = THRESHOLD,
     ):
+        for name, value, least in (
+            ("global_batch", global_batch, 1),
+            ("workers", workers, 0),
+            ("world", world, 1),
+            ("rank", rank, 0),
+        ):
+            if not is_whole(value) or value < least:
+                raise SpecError(f"{name}={value!r}: it is a whole number, at least {least}")
+        if rank >= world:
+            raise SpecError(f"rank={rank}: the ranks of world={world} are 0 to {world - 1}")
+        if world > global_batch:
+            raise SpecError(f"a global batch of {global_batch} leaves some of {world} ranks no row")
         self.pairing = pairing or canary.pair(cache, source)
         self.cache, self.source = cache, source
         self.input_spec = input_spec or cache.identity["teacher"]["input_spec"]
         height, width = size or self.input_spec["size"]
         self.size = (height, width)
-        if world > global_batch:
-            raise SpecError(f"a global batch of {global_batch} leaves some of {world} ranks no row")
         self.workers = workers
         self.rank, self.world = rank, world
         self.target_source = target_source or CacheTargets(cache, targets)
-        samples = trainable(cache) if samples is None else np.asarray(samples, np.int64)
+        samples = trainable(cache) if samples is None else integers(samples)
+        if samples.ndim != 1 or ((samples < 0) | (samples >= cache.samples)).any():
+            raise SpecError(f"samples are indices into cache.ids, from 0 to {cache.samples - 1}: {samples}")
         if refused := np.intersect1d(samples, cache.invalid).tolist():
             raise SpecError(f"{cache.ids[refused[0]]!r} cannot be trained on: its image is unreadable")
         if views is not None and not 1 <= views <= cache.views:
@@ -206,10 +218,11 @@ class Loader:
         pixels: np.ndarray | None,
     ) -> Batch:
         targets = self.target_source(view, rows, pixels)
+        distinct = len(np.unique(rows))
         for name, target in targets.items():
-            if len(rows) > 1 and target.constant():
+            if distinct > 1 and target.constant():
                 raise MismatchError(
-                    f"the target {name!r} is the same for all {len(rows)} samples of a batch: the "
+                    f"the target {name!r} is the same for all {distinct} samples of a batch: the "
                     "teacher did not see its input, or this cache is not of these images"
                 )
         targets = self.policy.targets(targets, view, rows, views)

@@ -15,11 +15,14 @@ from torch import Tensor, nn
 
 from softcache import canary
 from softcache.cache import Cache
+from softcache.codecs.argmax import Argmax
+from softcache.codecs.topk import TopK
 from softcache.errors import MismatchError, SoftcacheError, SpecError, nearest
 from softcache.keyed import hash64
 from softcache.source import Source
 from softcache.spec import canonical_json, digest
 from softcache.store import Store
+from softcache.targets import Target
 from softcache_train import checkpoint, online, ranks, students, validation
 from softcache_train.checkpoint import Checkpoint
 from softcache_train.config import Config
@@ -64,7 +67,7 @@ def train(config: Config, cache: Cache, source: Source, *, val_source: Source | 
     Raises:
         MismatchError: the source or the run's folder belong to another cache or other options.
         SpecError: options that do not fit the cache.
-        TrainingDiverged: the loss is not finite; the last checkpoint is kept.
+        TrainingDiverged: the loss is not finite, noticed at the next checkpoint; the last one, if any, is kept.
         KeyboardInterrupt: Ctrl-C, once the step is done and a checkpoint written.
     """
     with ranks.join() as team, _interrupts() as interrupted:
@@ -156,7 +159,7 @@ def _train(
                     state,
                     epoch=epoch,
                     step=loader.step,
-                    totals=_finite(team.sum(totals), epoch),
+                    totals=_finite(team.sum(totals), epoch, store),
                     scaler=scaler.state_dict(),
                 )
                 if team.rank == 0:
@@ -165,7 +168,7 @@ def _train(
                 progress.say(f"stopped in epoch {epoch + 1} after step {loader.step}")
                 raise KeyboardInterrupt
 
-        ce, soft = (total / len(loader) for total in _finite(team.sum(totals), epoch))
+        ce, soft = (total / len(loader) for total in _finite(team.sum(totals), epoch, store))
         entry = {
             "epoch": epoch + 1,
             "loss": (1 - config.alpha) * ce + config.alpha * soft,
@@ -240,14 +243,29 @@ def _soft_target(config: Config, batch: Batch) -> BatchTarget:
 def _num_classes(config: Config, cache: Cache) -> int:
     for name in config.targets:
         if name not in cache.targets:
-            hint = nearest(name, cache.targets)
+            same = [one for one in cache.targets if one.partition(".")[2] == name]  # of several caches
+            hint = f" (did you mean target=[{', '.join(same)}]?)" if same else nearest(name, cache.targets)
             raise SpecError(f"the cache {cache.path} has no target {name!r}{hint}")
         if cache.targets[name].kind != "logits":
             raise SpecError(f"KD learns from logits; the target {name!r} is a {cache.targets[name].kind}")
     classes = {cache.targets[name].shape[0] for name in config.targets}
     if len(classes) > 1:
         raise MismatchError(f"the targets {', '.join(config.targets)} are of different numbers of classes")
+    if config.alpha and config.teacher is None:
+        for name in config.targets:
+            _check_kept(config, cache.targets[name])
     return classes.pop()
+
+
+def _check_kept(config: Config, target: Target) -> None:
+    """Refuse before the images are read what the objective would refuse at the first step."""
+    if len(config.targets) > 1 and isinstance(target.codec, TopK | Argmax):
+        raise SpecError(
+            f"the target {target.name!r} holds {target.spec}, and several targets are combined from whole logits: cache "
+            "them with full(u8) or full(f16)"
+        )
+    if isinstance(target.codec, TopK):
+        target.codec.known_tail(target.shape).weights(config.T)
 
 
 def _check_labels(config: Config, loader: Loader, num_classes: int) -> None:
@@ -281,12 +299,12 @@ def _median(state: Checkpoint, name: str) -> float | None:
     return statistics.median(timed) if timed else None
 
 
-def _finite(totals: Tensor, epoch: int) -> list[float]:
+def _finite(totals: Tensor, epoch: int, store: Store) -> list[float]:
     sums = totals.tolist()
     if not all(map(math.isfinite, sums)):
-        raise TrainingDiverged(
-            f"the loss is not finite in epoch {epoch + 1}: lower lr (--set lr=…); the last checkpoint is kept"
-        )
+        there = store.exists(checkpoint.NAME)
+        kept = "the last checkpoint is kept" if there else "there is no checkpoint yet"
+        raise TrainingDiverged(f"the loss is not finite in epoch {epoch + 1}: lower lr (--set lr=…); {kept}")
     return sums
 
 

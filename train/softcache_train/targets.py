@@ -95,13 +95,13 @@ class TargetSource(Protocol):
 
 
 class CacheTargets:
-    """What the teacher said, read from the cache: the named targets, or all."""
+    """What the teacher said, read from the cache: the named targets (or target), or all."""
 
     size = None
 
-    def __init__(self, cache: Cache, names: Iterable[str] | None = None):
+    def __init__(self, cache: Cache, names: str | Iterable[str] | None = None):
         self.cache = cache
-        self.names = tuple(cache.targets if names is None else names)
+        self.names = cache.names(names)
 
     def __call__(
         self, view: int, samples: np.ndarray, pixels: np.ndarray | None = None
