@@ -125,13 +125,8 @@ class WithTargets(Base):
         targets: tuple[str, ...],
         seed: int,
     ):
-        self.source, self.transform, self.size, self.targets, self.seed = (
-            source,
-            transform,
-            size,
-            targets,
-            seed,
-        )
+        self.source, self.transform, self.size = source, transform, size
+        self.targets, self.seed = targets, seed
         valid = np.setdiff1d(np.arange(cache.samples), cache.invalid)
         self.samples = valid[np.argsort(pairing.index[valid])]
         self.positions = pairing.index[self.samples]

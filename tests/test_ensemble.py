@@ -257,6 +257,7 @@ def test_the_trainer_takes_several_teachers(nets: Path, small_folder: Path, caps
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # 80,000 images through networks: a minute of two cores, many of a busy machine
 def test_the_four_given_networks_know_cifar10_better_together(shared_data: Path):
     """ResNet-20/32/44/56 on the 10,000 test images: 94.54 % together and 94.70 % with flips, as published."""
     pytest.importorskip("softcache_train")
