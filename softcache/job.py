@@ -92,6 +92,7 @@ def prepare(
         targets = _resolve(said or {}, asked)
         _check_classes(classes, targets)
         answer = _sketch(said, asked) if teacher.probed else None
+        _try(recipe, source)
         stored = _begin(store, source, identity(targets, answer, block_rows))
     answer = _same_answer(stored.teacher.answer, None if said is None else _sketch(said, asked))
     wanted = identity(_as_stored(stored, asked), answer, block_rows or stored.grid.block_rows)
@@ -100,6 +101,15 @@ def prepare(
     grid, targets = stored.make_grid(), stored.make_targets()
     arrays = m.arrays(grid, targets, recipe.parameters, recipe.mixed)
     return Job(store, source, teacher, recipe, stored, grid, targets, arrays, labels, skip_corrupt)
+
+
+def _try(recipe: Recipe, source: Source) -> None:
+    """Refuse a recipe that cannot be done on the first image before a folder is taken for it."""
+    try:
+        height, width = source.image(0).shape[:2]
+    except UnreadableImage:
+        return  # the build tells of all of them
+    recipe.view(source.ids[0], 0, width, height)
 
 
 def begun(store: Store) -> m.Identity | None:
@@ -260,7 +270,7 @@ def _libraries(teacher: Teacher) -> dict[str, str]:
 
 
 def check(source: Source, views: int, block_rows: int | None, recipe: Recipe) -> None:
-    """Refuse what cannot be a cache before a teacher is loaded and a folder is begun."""
+    """Refuse what cannot be a cache before a teacher is loaded."""
     if not len(source):
         raise SourceError(f"{source.describe()} is empty")
     if not 1 <= views <= m.MAX_VIEWS:
@@ -272,8 +282,3 @@ def check(source: Source, views: int, block_rows: int | None, recipe: Recipe) ->
             f"recipe {recipe.spec!r} mixes every sample with another, and {source.describe()} is all there is: "
             "leave out the mix, or give more samples"
         )
-    try:
-        height, width = source.image(0).shape[:2]
-    except UnreadableImage:
-        return  # the build tells of all of them
-    recipe.view(source.ids[0], 0, width, height)

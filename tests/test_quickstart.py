@@ -14,6 +14,7 @@ sys.path.append(str(ROOT / "tools"))
 from quickstart import PAGE, Step, export_photos, masked, walk  # noqa: E402
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1200)  # a minute of one core; several where the machine is busy
 def test_the_walk(shared_data: Path, tmp_path: Path):
     for library in ("torch", "torchvision", "pyarrow"):

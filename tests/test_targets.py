@@ -73,7 +73,7 @@ def test_dense_leaves_the_logits_alone():
 
 @pytest.mark.parametrize("T", [0, -1, float("nan")])
 def test_a_temperature_is_positive(T: float):  # noqa: N803
-    with pytest.raises(SpecError, match="not above 0"):
+    with pytest.raises(SpecError, match="not finite and above 0"):
         Logits(np.zeros(3, np.float32)).dense(T)
 
 

@@ -43,21 +43,25 @@ def files(cache: sc.Cache) -> dict[str, bytes]:
 
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
-    """How often each image was decoded for the blocks (not for the canaries, at the end)."""
+    """How often each image was decoded for the blocks (not to try the recipe, and for the canaries at the end)."""
     counts: Counter[int] = Counter()
-    image, finish = Source.image, builder.finish
+    image = Source.image
 
     def counted(self: Source, i: int) -> np.ndarray:
         counts[i] += 1
         return image(self, i)
 
-    def uncounted(job: Any) -> None:
-        with monkeypatch.context() as patch:
-            patch.setattr(Source, "image", image)
-            finish(job)
+    def uncounted(stage: Any) -> Any:
+        def run(*args: Any) -> Any:
+            with monkeypatch.context() as patch:
+                patch.setattr(Source, "image", image)
+                return stage(*args)
+
+        return run
 
     monkeypatch.setattr(Source, "image", counted)
-    monkeypatch.setattr(builder, "finish", uncounted)
+    for stage in ("prepare", "finish"):
+        monkeypatch.setattr(builder, stage, uncounted(getattr(builder, stage)))
     return counts
 
 
