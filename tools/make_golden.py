@@ -47,7 +47,7 @@ def main(out: Path) -> None:
         batch=4,
     )
     for view, rows in contents(cache, source).items():
-        np.savez_compressed(out / f"view-{view}", **rows)
+        np.savez_compressed(out / f"view-{view}", allow_pickle=False, **rows)
     (out / "digest").write_text(cache.digest + "\n")
 
 
