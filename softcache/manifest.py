@@ -31,7 +31,7 @@ from softcache.targets import NAME, Target
 from softcache.zarrfile import Array
 
 MANIFEST, TABLE, IDENTITY = "softcache.json", "files.bin", "receipts/identity.json"
-VERSION = (1, 1)
+VERSION = (1, 2)
 MAX_JSON = 8 << 20
 MAX_VIEWS, MAX_BLOCK_ROWS = 1 << 20, 1 << 24
 _MOST_VALUES = 1 << 28  # of a row: what a manifest can make a reader allocate

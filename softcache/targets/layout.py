@@ -1,0 +1,105 @@
+"""Layout: what the columns of a target of many items mean, and where its items stand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import accumulate
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from softcache.errors import TeacherError
+
+COLUMNS = ("logits", "objectness", "boxes", "distribution", "embedding", "reference", "deltas")
+SCORES = ("sigmoid", "softmax")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a row of ``(…, items, columns)`` is read: an item is an anchor, a query, a proposal or a probe.
+
+    ``columns`` maps a name of :data:`COLUMNS` to its number of columns, in order:
+
+    - ``logits``: class scores before ``score``; with ``background``, the one that means no object.
+    - ``objectness``: one logit, whose sigmoid multiplies the classes' (YOLOX).
+    - ``boxes``, ``reference``: x1, y1, x2, y2 in the unit square of the view; an answer, and where it started from.
+    - ``distribution``: four sides of bins, logits (DFL). ``deltas``: what a box head adds, as it says it.
+    - ``embedding``: of a query, or of a proposal.
+
+    ``levels`` are the (height, width) of the grids of anchors, in order, cells row by row; empty where items have no
+    place. ``layers``: items come in so many equal groups, one a decoder layer, the last layer last.
+    ``head`` names which of a model's heads spoke, for people.
+    """
+
+    columns: Mapping[str, int]
+    score: str = "sigmoid"
+    background: int | None = None
+    levels: tuple[tuple[int, int], ...] = ()
+    layers: int = 1
+    head: str = ""
+    _slices: dict[str, slice] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.columns if name not in COLUMNS]
+        if unknown or self.score not in SCORES:
+            raise TeacherError(
+                f"a layout has columns of {', '.join(COLUMNS)} and a score of {', '.join(SCORES)}"
+            )
+        ends = list(accumulate(self.columns.values()))
+        starts = [0, *ends[:-1]]
+        object.__setattr__(self, "_slices", dict(zip(self.columns, map(slice, starts, ends), strict=True)))
+
+    @property
+    def width(self) -> int:
+        """Columns in all."""
+        return sum(self.columns.values())
+
+    @property
+    def cells(self) -> int | None:
+        """How many items the levels make, None without levels."""
+        return sum(map(prod, self.levels)) if self.levels else None
+
+    def part(self, values: np.ndarray, name: str) -> np.ndarray:
+        """The columns ``name`` of ``values`` ``(…, items, width)``: a view."""
+        return values[..., self._slices[name]]
+
+    def parts(self, values: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+        """Every name with its columns, in order."""
+        return ((name, self.part(values, name)) for name in self.columns)
+
+    def scores(self, parts: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Probabilities of the classes but the background, ``(…, items, classes)``, from ``logits`` and ``objectness``."""
+        logits = parts["logits"]
+        if self.score == "softmax":
+            p = np.exp(logits - logits.max(axis=-1, keepdims=True))
+            p /= p.sum(axis=-1, keepdims=True)
+        else:
+            p = _sigmoid(logits)
+        if self.background is not None:
+            p = np.delete(p, self.background, axis=-1)
+        return p * _sigmoid(parts["objectness"]) if "objectness" in parts else p
+
+    def identity(self) -> dict[str, Any]:
+        """As JSON-able values; :meth:`from_identity` is the inverse."""
+        return {
+            "columns": [[name, count] for name, count in self.columns.items()],  # their order counts
+            "score": self.score,
+            "background": self.background,
+            "levels": [list(level) for level in self.levels],
+            "layers": self.layers,
+            "head": self.head,
+        }
+
+    @classmethod
+    def from_identity(cls, stored: Mapping[str, Any]) -> Layout:
+        columns = {str(name): int(count) for name, count in stored["columns"]}
+        levels = tuple((int(h), int(w)) for h, w in stored["levels"])
+        return cls(columns, stored["score"], stored["background"], levels, stored["layers"], stored["head"])
+
+
+def _sigmoid(x: np.ndarray) -> np.ndarray:
+    """Without overflow at either end."""
+    small = np.exp(-np.abs(x))
+    return np.where(x >= 0, 1, small) / (1 + small)
