@@ -19,7 +19,10 @@ class ModuleTeacher:
     """Evaluation mode, no gradients; its output as ``logits`` and the tapped modules' outputs by name.
 
     Pixels are normalised on the device as ``(x / 255 - mean) / std``, channels in ``input_spec.color`` order.
+    A teacher whose network says more than logits derives from this, and has its own :meth:`_says` and :meth:`_answer`.
     """
+
+    own = "logits"  # what it answers besides its modules, for people
 
     def __init__(self, model: torch.nn.Module, name: str, options: Options, spec: Any = None):
         if options.precision not in PRECISIONS:
@@ -31,11 +34,19 @@ class ModuleTeacher:
         self._device, self._model = _place(model.eval(), options.device)
         self._weights = weights.digest(model)
         self._tapped: dict[str, torch.Tensor] = {}
-        self._tap(options.taps)
+        self._tap(tuple(name for name in options.taps if not self._says(name)))
         self._mean, self._std = (
             torch.tensor(v, device=self._device).view(1, 3, 1, 1) * 255
             for v in (self.input_spec.mean, self.input_spec.std)
         )
+
+    def _says(self, name: str) -> bool:
+        """Is the target one of :attr:`own`? If not it is a module, which is tapped."""
+        return name == self.own
+
+    def _answer(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Normalised pixels ``(B, 3, H, W)`` on the device → :attr:`own`, by name, each ``(B, …)``."""
+        return {"logits": _logits_of(self._model(x), self._name)}
 
     def _tap(self, names: tuple[str, ...]) -> None:
         modules = dict(self._model.named_modules())
@@ -43,7 +54,7 @@ class ModuleTeacher:
             if name not in modules or not name:
                 known = [n for n in modules if n and n.count(".") <= 1]
                 raise TeacherError(
-                    f"the teacher {self._name} has no target {name!r}{suggest(name, known)}; it has logits and its "
+                    f"the teacher {self._name} has no target {name!r}{suggest(name, known)}; it has {self.own} and its "
                     f"modules: {', '.join(known[:30])}{', …' if len(known) > 30 else ''}"
                 )
             modules[name].register_forward_hook(self._keeper(name))
@@ -78,12 +89,12 @@ class ModuleTeacher:
         )
         with exact, torch.autocast(self._device.type, dtype or torch.bfloat16, enabled=dtype is not None):
             try:
-                output = _logits_of(self._model(x), self._name)
+                found = self._answer(x)
             except SoftcacheError:
                 raise
             except Exception as e:
                 raise failure(self._name, pixels, e) from e
-        found = {"logits": output, **self._tapped}
+        found |= self._tapped
         self._tapped.clear()
         return {k: v.float().cpu().numpy() for k, v in found.items()}
 
