@@ -68,6 +68,7 @@ def build(
     flip_tta: bool = False,
     classes: str | Path | Sequence[str] | None = None,
     label_smoothing: float | None = None,
+    head: str | None = None,
     batch: int = 64,
     block_rows: int | None = None,
     skip_corrupt: bool = False,
@@ -95,6 +96,7 @@ def build(
         classes: the teacher's class names in its order, or a file of them, where it carries none: its logits are put
             into the order of the source's.
         label_smoothing: ε of the teacher's training; recorded, for who learns from it.
+        head: of a detector's ONNX graph, what its outputs mean, where that is not plain: ``yolo``, ``yolox``, ``detr``.
         batch: rows a teacher's batch. block_rows: rows a block; about 64 MiB by default.
         skip_corrupt: keep rows of unreadable images as invalid, instead of refusing.
         ignore_labels: the source's labels are not the teacher's classes; keep neither.
@@ -130,6 +132,7 @@ def build(
         color=color,
         flip_tta=flip_tta,
         label_smoothing=label_smoothing,
+        head=head,
     )
     say: Callable[[str], None] = _say if progress else _silent
     say(samples.describe())

@@ -48,6 +48,7 @@ BUILD: dict[str, tuple[str | None, str]] = {
     "flip_tta": (None, "logits are the mean over an image and its mirror image"),
     "classes": ("FILE", "the teacher's class names in its order, one a line, where it carries none"),
     "label_smoothing": ("E", "of the teacher's training; recorded, for who learns from it"),
+    "head": ("SPEC", "what a detector's ONNX outputs are, where it is not plain: yolo, yolox or detr"),
     "batch": ("N", "rows a teacher's batch (part of the cache's identity)"),
     "block_rows": ("N", "rows a block; about 64 MiB by default"),
     "skip_corrupt": (None, "keep the rows of unreadable images as invalid, instead of refusing"),

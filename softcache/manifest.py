@@ -108,10 +108,11 @@ class TeacherId(_Model):
     not pass for the same teacher; None for a callable that names its weights.
     ``members``: those of an ensemble; its ``weights`` is a digest of theirs, its ``input_spec`` the first one's.
     ``flip_tta``: logits are the mean over an image and its mirror image. ``columns``: where the cache's classes were among
-    its own, when their order differs. ``label_smoothing``: ε of its training, where that is known.
+    its own, when their order differs. ``label_smoothing``: ε of its training, where that is known. ``head``: of an ONNX
+    graph, what its ``detections`` were read from.
     """
 
-    ADDED = frozenset({"members", "flip_tta", "columns", "label_smoothing"})
+    ADDED = frozenset({"members", "flip_tta", "columns", "label_smoothing", "head"})
 
     name: str
     weights: Sha | None
@@ -125,6 +126,7 @@ class TeacherId(_Model):
     flip_tta: bool = False
     columns: list[Count] | None = None
     label_smoothing: FiniteFloat | None = None
+    head: str | None = None
 
 
 class TargetId(_Model):

@@ -252,9 +252,3 @@ def test_a_detector_of_others_answers_by_its_outputs_name(shared_data: Path):
         x = image[None, ..., ::-1].transpose(0, 3, 1, 2).astype(np.float32)
         assert row.shape == (3549, 85)
         assert np.allclose(row, session.run(["output"], {"images": x})[0][0], atol=1e-3)
-
-
-def test_a_detector_of_two_inputs_is_refused_by_their_names(shared_data: Path):
-    path = shared_data / "weights" / "deimv2_atto_coco_320.onnx"
-    with pytest.raises(TeacherError, match=r"takes 2 inputs \(images, orig_target_sizes\)"):
-        load(f"onnx:{path}", Options(mean=(0, 0, 0), std=(1, 1, 1)))

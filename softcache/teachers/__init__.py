@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from softcache.errors import TeacherError, suggest
+from softcache.errors import SpecError, TeacherError, suggest
 from softcache.manifest import InputSpec, TeacherId
 
 __all__ = ["TEACHERS", "Options", "Teacher", "load"]
@@ -41,6 +41,7 @@ class Options:
     std: tuple[float, float, float] | None = None
     color: str | None = None
     label_smoothing: float | None = None  # ε of its training, where it is known
+    head: str | None = None  # of an ONNX graph: what its outputs mean, see softcache.teachers.heads
     # Wrapped around it by softcache.teachers.ensemble.assemble:
     flip_tta: bool = False
     columns: tuple[int, ...] | None = None
@@ -56,7 +57,7 @@ class Options:
     @classmethod
     def like(cls, teacher: Mapping[str, Any], **said: Any) -> Options:
         """Those a cache's teacher was built with (``cache.identity["teacher"]``), but for what is said anew."""
-        built = {k: teacher[k] for k in ("precision", "batch", "flip_tta") if k in teacher}
+        built = {k: teacher[k] for k in ("precision", "batch", "flip_tta", "head") if k in teacher}
         built["columns"] = tuple(teacher["columns"]) if teacher.get("columns") else None
         first, *others = (member["input_spec"] for member in teacher.get("members", [teacher]))
         for name, key in {"input_size": "size", "mean": "mean", "std": "std", "color": "color"}.items():
@@ -97,6 +98,8 @@ def load(teacher: str | Callable[..., Any], options: Options) -> Teacher:
         # A module is put into evaluation mode and on a device: not the user's own.
         own = copy.deepcopy(teacher) if hasattr(teacher, "state_dict") else teacher
         return wrap(own, _name_of(teacher), options)
+    if options.head is not None and not teacher.startswith("onnx:"):
+        raise SpecError(f"--head says what the outputs of an ONNX graph are: leave it out for {teacher}")
     head, colon, tail = teacher.partition(":")
     if not colon or not tail:
         known = ", ".join(f"{k}:NAME" for k in TEACHERS)

@@ -1,7 +1,8 @@
 """``onnx:FILE``: a graph in a file, run by onnxruntime on one thread of the CPU.
 
-Its outputs are targets by their names; ``logits`` is the one named so, or the only one. A graph that takes uint8 pixels
-normalises them by itself.
+Its outputs are targets by their names; ``logits`` is the one named so, or the only one. ``detections`` is what a detector's
+outputs mean (:mod:`.heads`). A graph that takes uint8 pixels normalises them by itself, and one that asks for the size of
+the original is told that of its input.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ import numpy as np
 from softcache import spec
 from softcache.errors import SpecError, TeacherError, suggest
 from softcache.manifest import InputSpec, TeacherId
-from softcache.teachers import Options, Teacher, input_spec
+from softcache.targets.layout import Layout
+from softcache.teachers import Options, Teacher, heads, input_spec
 from softcache.teachers.classes import names_in
 
+DETECTIONS = "detections"
 _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
 
 
@@ -49,11 +52,17 @@ class OnnxTeacher:
         self._name, self._options, self._weights = f"onnx:{path.name}", options, spec.digest(data)
         self._version: str = onnxruntime.__version__
         self._session = _session(data, self._name, onnxruntime)
-        self._read_input(options)
         outputs = [o.name for o in self._session.get_outputs()]
-        self._logits = "logits" if "logits" in outputs else outputs[0] if len(outputs) == 1 else None
+        detects = DETECTIONS in options.taps and DETECTIONS not in outputs
+        if options.head and not detects:
+            raise SpecError(
+                f"--head says what {DETECTIONS!r} of {self._name} are: ask for that target, or leave it out"
+            )
+        self._read_input(options, detects)
+        alone = outputs[0] if len(outputs) == 1 and not detects else None
+        self._logits = "logits" if "logits" in outputs and not detects else alone
         for tap in options.taps:
-            if tap not in outputs:
+            if tap not in outputs and not (tap == DETECTIONS and detects):
                 raise TeacherError(
                     f"{self._name} has no output {tap!r}{suggest(tap, outputs)}: {self._has(outputs)}"
                 )
@@ -70,13 +79,16 @@ class OnnxTeacher:
     def _has(outputs: list[str]) -> str:
         return f"it has {', '.join(outputs)}"
 
-    def _read_input(self, options: Options) -> None:
+    def _read_input(self, options: Options, detects: bool) -> None:
         inputs = self._session.get_inputs()
-        if len(inputs) != 1:
+        # Exports of the DETR family ask for the size of the original, to give boxes in its pixels.
+        sizes = [i for i in inputs[1:] if i.type == "tensor(int64)" and i.shape[1:] == [2]]
+        if len(inputs) != 1 + len(sizes) or len(sizes) > 1:
             names = ", ".join(i.name for i in inputs)
             raise TeacherError(
                 f"{self._name} takes {len(inputs)} inputs ({names}): export it with the image alone"
             )
+        self._original = sizes[0].name if sizes else None
         image, self._input = inputs[0], inputs[0].name
         shape = image.shape
         self._channels_last = len(shape) == 4 and shape[1] != 3 and shape[3] == 3
@@ -95,6 +107,10 @@ class OnnxTeacher:
                 raise SpecError(
                     f"{self._name} takes images of {size[0]}x{size[1]} only: leave out --input-size"
                 )
+        self._head: heads.Head | None = None
+        self.layouts: dict[str, Layout] = {}
+        if detects:
+            given |= self._find_head(options.head, given.get("size") or options.input_size)
         if self._dtype is np.uint8:
             if options.mean not in (None, (0, 0, 0)) or options.std not in (None, (1, 1, 1)):
                 raise SpecError(
@@ -103,16 +119,36 @@ class OnnxTeacher:
             given |= {"mean": (0, 0, 0), "std": (1, 1, 1)}
         self.input_spec: InputSpec = input_spec(options, given, self._name)
 
+    def _find_head(self, head: str | None, size: tuple[int, int] | None) -> dict[str, Any]:
+        """Look at what the graph answers to a black picture; returns what such graphs are fed."""
+        if size is None:
+            raise TeacherError(f"{self._name} takes images of any size: state one with --input-size 640")
+        shape = (1, *size, 3) if self._channels_last else (1, 3, *size)
+        names = [o.name for o in self._session.get_outputs()]
+        step = self._batch or 1
+        black = np.zeros((step, *shape[1:]), self._dtype)
+        found = {name: value[:1] for name, value in self._piece(names, black, step, strict=False).items()}
+        self._head = heads.fitting(head, found, size, self._name)
+        self._detected = self._head.outputs(found, size) or ()
+        self.layouts[DETECTIONS] = self._head.layout({n: found[n] for n in self._detected}, size)
+        return dict(self._head.INPUT)
+
     def __call__(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
         x = self._fed(pixels)
         step = self._batch or len(x)
-        wanted = {name: name for name in self._options.taps}
+        wanted = {name: name for name in self._options.taps if name not in self.layouts}
         if self._logits is not None:
             wanted["logits"] = self._logits
-        outputs = sorted(set(wanted.values()))
+        outputs = sorted({*wanted.values(), *(self._detected if self._head else ())})
         pieces = [self._piece(outputs, x[i : i + step], step) for i in range(0, len(x), step)]
-        said = {name: np.concatenate([piece[name] for piece in pieces]) for name in outputs}
-        return {name: said[output].astype(np.float32) for name, output in wanted.items()}
+        said = {
+            name: np.concatenate([piece[name] for piece in pieces]).astype(np.float32) for name in outputs
+        }
+        answer = {name: said[output] for name, output in wanted.items()}
+        if self._head:
+            detected = {name: said[name] for name in self._detected}
+            answer[DETECTIONS] = self._head.read(detected, self.input_spec.size)
+        return answer
 
     def _fed(self, pixels: np.ndarray) -> np.ndarray:
         x = pixels[..., ::-1] if self.input_spec.color == "BGR" else pixels
@@ -121,19 +157,26 @@ class OnnxTeacher:
             x = ((x.astype(np.float32) - mean) / std).astype(self._dtype)
         return np.ascontiguousarray(x if self._channels_last else x.transpose(0, 3, 1, 2))
 
-    def _piece(self, outputs: list[str], x: np.ndarray, step: int) -> dict[str, np.ndarray]:
+    def _piece(
+        self, outputs: list[str], x: np.ndarray, step: int, strict: bool = True
+    ) -> dict[str, np.ndarray]:
+        """The answers to up to ``step`` pictures; ``strict``: each must have a row a picture."""
         full = np.concatenate([x, np.zeros((step - len(x), *x.shape[1:]), x.dtype)]) if len(x) < step else x
+        feed = {self._input: full}
+        if self._original:
+            height, width = x.shape[1:3] if self._channels_last else x.shape[2:4]
+            feed[self._original] = np.tile(np.array([[width, height]], np.int64), (step, 1))
         try:
-            values = self._session.run(outputs, {self._input: full})
+            values = self._session.run(outputs, feed)
         except Exception as e:  # onnxruntime's own kinds have no common base
             raise TeacherError(f"{self._name} failed on a batch of {full.shape}: {_line(e)}") from None
         for name, value in zip(outputs, values, strict=True):
-            if np.shape(value)[:1] != (step,):
+            if strict and np.shape(value)[:1] != (step,):
                 raise TeacherError(
                     f"the output {name!r} of {self._name} is {np.shape(value)} for {step} images: a target has a row "
                     "an image"
                 )
-        return {name: value[: len(x)] for name, value in zip(outputs, values, strict=True)}
+        return {name: np.asarray(value)[: len(x)] for name, value in zip(outputs, values, strict=True)}
 
     def identity(self) -> TeacherId:
         return TeacherId(
@@ -142,6 +185,7 @@ class OnnxTeacher:
             weights_format="onnx",
             input_spec=self.input_spec,
             processor=f"cpu {_capability()}, onnxruntime on one thread",
+            head=heads.spelled(self._head) if self._head else None,
             **self._options.said(),
         )
 
