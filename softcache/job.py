@@ -221,6 +221,7 @@ def _identity(
             classes=None if classes is None else list(classes),
             labels=digest_labels(labels),
             decoder=source.decoder(),
+            boxes=source.boxes_digest,
         ),
         recipe=m.RecipeId(**recipe.identity()),
         teacher=who.model_copy(update={"batch": min(who.batch, rows), "answer": answer}),

@@ -59,7 +59,9 @@ class _Model(BaseModel):
 
 
 class SourceId(_Model):
-    """Which samples, in which order, with which content, class names and labels (None where there are none)."""
+    """Which samples, in which order, with which content, class names, labels and boxes (None where there are none)."""
+
+    ADDED = frozenset({"boxes"})
 
     layout: str
     split: str | None
@@ -68,6 +70,7 @@ class SourceId(_Model):
     classes: list[str] | None
     labels: Sha | None
     decoder: dict[str, str]
+    boxes: Sha | None = None
 
 
 class RecipeId(_Model):

@@ -88,13 +88,39 @@ def write_folder(root: Path, split: str, images: Sequence[bytes]) -> None:
         file.write_bytes(data)
 
 
+def box(i: int) -> tuple[float, float, float, float]:
+    """Of image ``i``: left, top, width, height."""
+    return 2.0 + i % 8, 1.5, 10.25, 12.0 + i % 5
+
+
+def write_coco(root: Path, split: str, images: Sequence[bytes]) -> None:
+    """One box an image; category ids have holes, and are not in order."""
+    names = [f"{i:03}.png" for i in range(len(images))]
+    for name, data in zip(names, images, strict=True):
+        file = root / "images" / split / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(data)
+    said = {
+        "images": [{"id": 100 + i, "file_name": n, "width": 24, "height": 20} for i, n in enumerate(names)],
+        "categories": [{"id": 7, "name": "dog"}, {"id": 3, "name": "cat"}],
+        "annotations": [
+            {"id": i, "image_id": 100 + i, "category_id": (3, 7)[label(i, len(images))], "bbox": box(i)}
+            for i in range(len(images))
+        ],
+    }
+    (root / "annotations").mkdir(exist_ok=True)
+    (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(said))
+
+
 WRITERS: dict[str, Callable[[Path, str, Sequence[bytes]], None]] = {
     "parquet": write_parquet,
     "arrow": write_arrow,
     "webdataset": write_webdataset,
+    "coco": write_coco,
     "imagefolder": write_imagefolder,
     "folder": write_folder,
 }
+UNLABELLED = {"coco", "folder"}
 
 
 def write(layout: str, root: Path, split: str = "train", count: int = 10, seed: int = 0) -> list[bytes]:

@@ -590,7 +590,7 @@ def test_every_layout_is_recognised_and_gives_what_was_written(written):
     assert all(isinstance(id, str) for id in source.ids) and len(set(source.ids)) == 10
     for i, id in enumerate(source.ids):
         assert np.array_equal(source.image(i), layouts.pixels(number(id)))
-        expected = None if layout == "folder" else layouts.label(number(id), 10)
+        expected = None if layout in layouts.UNLABELLED else layouts.label(number(id), 10)
         assert source.label(id) == expected
     assert source.classes == (None if layout == "folder" else layouts.CLASSES)
     assert source.labels.dtype == np.int64 and source.labels.shape == (10,)

@@ -4,7 +4,8 @@
 taken as it is. Each layout is one file here, a module with
 
 * ``LOOK``: what it is recognised by, for messages;
-* ``recognise(path) -> bool``: is it this layout? Cheap, and never true of what another one claims;
+* ``recognise(path) -> bool``: is it this layout? Cheap, and never true of what another one claims (but for those
+  of ``TREES``, which yield to a file that describes the images);
 * ``open_split(path, split, image_column, label_column) -> Samples`` (see :mod:`.layout`).
 """
 
@@ -23,12 +24,13 @@ import numpy as np
 
 from softcache.errors import SourceError, UnreadableImage, nearest
 from softcache.keyed import hash64
-from softcache.source import arrow, dataset, folder, imagefolder, parquet, webdataset
+from softcache.source import arrow, coco, dataset, folder, imagefolder, parquet, webdataset
+from softcache.source.boxes import Boxes, digest_boxes
 from softcache.source.decode import is_rotated, to_rgb
 from softcache.source.layout import Samples
 from softcache.spec import canonical_json, digest, digest_ids
 
-__all__ = ["Source", "digest_contents", "digest_labels", "find_unreadable"]
+__all__ = ["Boxes", "Source", "digest_contents", "digest_labels", "find_unreadable"]
 
 T = TypeVar("T")
 
@@ -36,9 +38,12 @@ LAYOUTS = {
     "parquet": parquet,
     "arrow": arrow,
     "webdataset": webdataset,
+    "coco": coco,
     "imagefolder": imagefolder,
     "folder": folder,
 }
+DESCRIBED = {"coco"}  # a file says what is in the images
+TREES = {"imagefolder", "folder"}  # and here only where they lie
 PYTHON = "dataset"  # the layout of a Python object
 SOME = 256  # samples a thread takes at a time
 
@@ -126,9 +131,35 @@ class Source:
         image, and :class:`SourceError` for bytes that cannot be read now (no such file, too many open
         files) or are not those that were fingerprinted.
         """
-        return self._guarded(i, lambda content: to_rgb(self._same(i, content)))
+        return self._content(i, lambda content: to_rgb(self._same(i, content)))
 
     __getitem__ = image
+
+    @property
+    def has_boxes(self) -> bool:
+        """Does the layout say where things are in the images?"""
+        return hasattr(self._samples, "boxes")
+
+    def boxes(self, i: int) -> Boxes | None:
+        """The boxes of sample ``i``, in the pixels of :meth:`image`; None where the layout has none for any.
+
+        Raises :class:`UnreadableImage` where they depend on the image's size, and that cannot be read, and
+        :class:`SourceError` for an image of another size than theirs.
+        """
+        boxes = getattr(self._samples, "boxes", None)
+        return None if boxes is None else self._guarded(i, boxes)
+
+    @cached_property
+    def boxes_digest(self) -> str | None:
+        """sha256 over the ids and boxes of all samples, in order; None without boxes. Raises :class:`SourceError`."""
+
+        def readable(i: int) -> Boxes | None:
+            try:
+                return self.boxes(i)
+            except UnreadableImage:
+                return None
+
+        return digest_boxes(self.ids, _in_threads(readable, len(self))) if self.has_boxes else None
 
     @cached_property
     def ids_digest(self) -> str:
@@ -144,7 +175,7 @@ class Source:
         Raises :class:`UnreadableImage` for content that cannot be read (whether it can be decoded does
         not matter).
         """
-        seen = _in_threads(lambda i: self._guarded(i, lambda c: (_digest(c), is_rotated(c))), len(self))
+        seen = _in_threads(lambda i: self._content(i, lambda c: (_digest(c), is_rotated(c))), len(self))
         contents = [content for content, _ in seen]
         self._fingerprinted = b"".join(map(bytes.fromhex, contents))
         self._rotated = sum(rotated for _, rotated in seen)
@@ -152,7 +183,7 @@ class Source:
 
     def contents(self, index: Sequence[int]) -> list[str]:
         """sha256 of the content of some samples, read by threads."""
-        return _in_threads(lambda i: self._guarded(index[i], _digest), len(index))
+        return _in_threads(lambda i: self._content(index[i], _digest), len(index))
 
     @property
     def rotation(self) -> str:
@@ -176,11 +207,13 @@ class Source:
 
         return {"simplejpeg": simplejpeg.__version__, "pillow": PIL.__version__}
 
-    def _guarded(self, i: int, use: Callable[[bytes | np.ndarray], T]) -> T:
-        """``use`` of the content of sample ``i``, whatever goes wrong named."""
-        row = self._rows[i]
+    def _content(self, i: int, use: Callable[[bytes | np.ndarray], T]) -> T:
+        return self._guarded(i, lambda row: use(self._samples.read(row)))
+
+    def _guarded(self, i: int, use: Callable[[int], T]) -> T:
+        """``use`` of the row of sample ``i``, whatever goes wrong named."""
         try:
-            return use(self._samples.read(row))
+            return use(self._rows[i])
         except (MemoryError, SourceError):
             raise
         except Exception as e:
@@ -252,6 +285,8 @@ def _layout(data: Any, wanted: str | None) -> str:
 
 def _recognised(path: Path) -> str:
     found = [name for name, layout in LAYOUTS.items() if layout.recognise(path)]
+    if DESCRIBED & set(found):
+        found = [name for name in found if name not in TREES]
     if len(found) > 1:
         looks = " and ".join(f"{LAYOUTS[name].LOOK} ({name})" for name in found)
         raise SourceError(

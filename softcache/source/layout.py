@@ -14,7 +14,10 @@ SPLITS = ("train", "val", "valid", "validation", "test")  # folder names that me
 
 
 class Samples(Protocol):
-    """An opened split of one layout. ``read`` and ``where`` take a row, 0 to ``len(ids) - 1``."""
+    """An opened split of one layout. ``read`` and ``where`` take a row, 0 to ``len(ids) - 1``.
+
+    One that knows where things are in its images has ``boxes(row) -> Boxes`` as well (see :mod:`.boxes`).
+    """
 
     @property
     def split(self) -> str | None: ...
