@@ -17,7 +17,7 @@ FLOORS = [
     {"errors", "spec", "keyed", "options"},
     {"codecs", "store"},
     {"source", "recipe", "targets", "pixels"},
-    {"block", "zarrfile", "manifest", "warp"},
+    {"block", "zarrfile", "manifest", "warp", "geometry"},
     {"cache", "canary", "reader", "several"},
     {
         "job",

@@ -110,7 +110,7 @@ def test_numbers_on_disk_mean_for_ever_what_they_meant():
     # stored caches depend on these: a change here needs a new op version, or a new opcode
     assert (FACTOR, FRACTION, DEGREE, GREY) == (4096, 32767, 100, 128)
     names = "NOTHING BRIGHTNESS CONTRAST SATURATION SHARPNESS HUE GRAYSCALE POSTERIZE SOLARIZE AUTOCONTRAST EQUALIZE"
-    names += " SHEAR_X SHEAR_Y TRANSLATE_X TRANSLATE_Y ROTATE ERASE"
+    names += " SHEAR_X SHEAR_Y TRANSLATE_X TRANSLATE_Y ROTATE ERASE FILL VFLIP AFFINE HSV"
     assert {op.name: int(op) for op in Op} == {name: code for code, name in enumerate(names.split())}
 
 
@@ -124,7 +124,23 @@ def test_a_known_view_stays_what_it_is(spec: str, ops: tuple[int, ...]):
 
 @pytest.mark.parametrize(
     "ops",
-    [(17,), (-1,), (1,), (1, -1), (0, 7, 0), (7, 9), (5, 129), (16, 1, 2, 3), (16, 9, 0, 8, 9), (15, 18001)],
+    [
+        (21,),
+        (17,),
+        (17, 256),
+        (0, 17, 3),
+        (20, 0, -1, 0),
+        (19, 1, 2),
+        (-1,),
+        (1,),
+        (1, -1),
+        (0, 7, 0),
+        (7, 9),
+        (5, 129),
+        (16, 1, 2, 3),
+        (16, 9, 0, 8, 9),
+        (15, 18001),
+    ],
     ids=str,
 )
 def test_ops_that_no_recipe_draws_are_damage(ops: tuple[int, ...]):
@@ -175,6 +191,7 @@ SPECS = {
     "cutout": "cutout((7, 40))",
     "erase": "erase(p=0.9, scale=(0.01, 1), ratio=(0.1, 10))",
     "grayscale": "grayscale(p=0.5)",
+    "hsv_jitter": "hsv_jitter(h=0.5, s=1, v=1)",
     "rand_augment": "rand_augment(n=4, magnitude=30)",
     "solarize": "solarize(p=0.5)",
 }

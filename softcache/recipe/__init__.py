@@ -1,55 +1,46 @@
-"""Recipe: how views are made. A pure function of (seed, sample id, view number, image size).
+"""Recipe: how views are made. A pure function of (seed, sample id, view number, image size), and of the boxes where an
+op asks for them.
 
 A recipe is a spec read left to right: ``crop(32, pad=4)|flip``, ``resize(256)|center_crop(224)``.
 A new op is one frozen dataclass and one line in :data:`OPS`. There are ops of geometry, which change the canvas, and
 after them pixel ops (:mod:`.pixelop`), done on the pixels that were resampled; a mix with another sample's view
-(:mod:`.mixing`) is last.
+(:mod:`.mixing`) is last. ``8: A; B`` is the chain A for the first eight views and B for all others (:mod:`.phase`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, ClassVar, Protocol
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
 
-from softcache import spec as specs
+import numpy as np
+
 from softcache.errors import SpecError
-from softcache.keyed import Draws, draws
 from softcache.recipe.canvas import Canvas, Size
 from softcache.recipe.color_jitter import ColorJitter
 from softcache.recipe.crop import CenterCrop, Crop, RandomResizedCrop
 from softcache.recipe.erase import Cutout, Erase
 from softcache.recipe.flip import Flip
 from softcache.recipe.grayscale import Grayscale
+from softcache.recipe.hsv_jitter import HsvJitter
 from softcache.recipe.identity import Identity
+from softcache.recipe.iou_crop import IouCrop
+from softcache.recipe.letterbox import Letterbox
 from softcache.recipe.mix import Blend
-from softcache.recipe.mixing import Cutmix, Mixing, Mixup, MixupOrCutmix, candidates
-from softcache.recipe.pixelop import PixelOp
+from softcache.recipe.mixing import Cutmix, Mixup, MixupOrCutmix, candidates
+from softcache.recipe.phase import Op, Phase
 from softcache.recipe.rand_augment import RandAugment
+from softcache.recipe.random_affine import RandomAffine
 from softcache.recipe.render import VERSION as RENDER_VERSION
 from softcache.recipe.render import render
 from softcache.recipe.resize import Resize
 from softcache.recipe.solarize import Solarize
+from softcache.recipe.vflip import VFlip
 from softcache.recipe.view import MAX_PARAMETERS, MAX_PIXELS, View
+from softcache.recipe.zoom_out import ZoomOut
 
 __all__ = ["OPS", "Recipe", "View", "render"]
-
-
-class Op(Protocol):
-    """A frozen dataclass whose fields are the options of a spec word, checked at construction."""
-
-    version: ClassVar[int]  # raised when the same options come to mean other views
-
-    __dataclass_fields__: ClassVar[dict[str, Any]]
-
-    def apply(self, canvas: Canvas, draws: Draws) -> Canvas:
-        """The canvas after this op; ``draws`` belongs to (seed, id, view, op)."""
-        ...
-
-    def size_after(self, size: Size | None) -> Size | None:
-        """The size of the canvas after this op, where it is the same for every image."""
-        ...
-
 
 OPS: Mapping[str, type[Op]] = {
     "center_crop": CenterCrop,
@@ -60,13 +51,19 @@ OPS: Mapping[str, type[Op]] = {
     "erase": Erase,
     "flip": Flip,
     "grayscale": Grayscale,
+    "hsv_jitter": HsvJitter,
     "identity": Identity,
+    "iou_crop": IouCrop,
+    "letterbox": Letterbox,
     "mix": MixupOrCutmix,
     "mixup": Mixup,
     "rand_augment": RandAugment,
+    "random_affine": RandomAffine,
     "random_resized_crop": RandomResizedCrop,
     "resize": Resize,
     "solarize": Solarize,
+    "vflip": VFlip,
+    "zoom_out": ZoomOut,
 }
 
 
@@ -79,54 +76,62 @@ class Recipe:
 
     spec: str
     seed: int
-    _steps: tuple[tuple[str, Op], ...] = field(init=False, repr=False, compare=False)
+    _phases: tuple[Phase, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not self.spec.strip():
             raise SpecError("the recipe is empty; 'identity' is the whole image")
-        calls = specs.parse(self.spec)
-        steps = tuple((call.name, specs.construct(call, OPS, "recipe op")) for call in calls)
-        _check_order(steps)
-        object.__setattr__(self, "_steps", steps)
-        object.__setattr__(self, "spec", specs.unparse(tuple(_call(*step) for step in steps)))
+        phases = _phases(self.spec)
+        object.__setattr__(self, "_phases", phases)
+        object.__setattr__(self, "spec", _written(phases))
         if self.parameters > MAX_PARAMETERS:
             raise SpecError(
                 f"the pixel ops of {self.spec!r} draw {self.parameters:,} numbers; at most {MAX_PARAMETERS:,}"
+            )
+        sizes = {phase.size(None): phase.spec for phase in phases}
+        if len(sizes) > 1:
+            told = " and ".join(f"{spec!r} with {_told(size)}" for size, spec in sizes.items())
+            raise SpecError(
+                f"the phases of a recipe end with one size of view, and {told}: give them one size"
             )
 
     @property
     def parameters(self) -> int:
         """How many numbers :attr:`View.ops` holds, the same for every view."""
-        return sum(op.parameters for _, op in self._steps if isinstance(op, PixelOp))
+        return max(phase.parameters for phase in self._phases)
 
     @property
     def mixed(self) -> bool:
         """Are views mixed with those of other samples? Then see :meth:`mix`."""
-        return isinstance(self._steps[-1][1], Mixing)
+        return any(phase.mixing for phase in self._phases)
+
+    @property
+    def boxed(self) -> bool:
+        """Does :meth:`view` ask for boxes?"""
+        return any(phase.boxed for phase in self._phases)
+
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """The number of the first view of each phase."""
+        return tuple(phase.first for phase in self._phases)
 
     @property
     def size(self) -> Size | None:
         """(height, width) that every view ends with, or None where it depends on the image."""
-        return self._size(None)
+        return self._phases[0].size(None)
 
-    def _size(self, size: Size | None) -> Size | None:
-        for _, op in self._steps:
-            size = op.size_after(size)
-        return size
-
-    def view(self, id: str, k: int, width: int, height: int) -> View:
+    def view(self, id: str, k: int, width: int, height: int, boxes: np.ndarray | None = None) -> View:
         """View number ``k`` of the sample ``id``, whose image is ``width`` × ``height`` pixels, not mixed.
 
-        Raises :class:`SpecError` where an op cannot be done on an image of that size, or where a
+        ``boxes`` of the image, xyxy float64 ``(n, 4)`` in its pixels, are needed where the recipe is :attr:`boxed`.
+        Raises :class:`SpecError` where an op cannot be done on an image of that size, or without boxes, or where a
         number of the view does not fit 16 bits.
         """
-        canvas = Canvas.whole(height, width)
-        for position, (name, op) in enumerate(self._steps):
-            try:
-                canvas = op.apply(canvas, draws(self.seed, id, k, position, name))
-            except SpecError as e:
-                raise SpecError(f"{self._on(id, width, height)}: {e}") from None
-        view = canvas.view(height, width)
+        try:
+            canvas = self._phase(k).apply(Canvas.whole(height, width, boxes), self.seed, id, k)
+        except SpecError as e:
+            raise SpecError(f"{self._on(id, width, height)}: {e}") from None
+        view = canvas.view(height, width, self.parameters)
         if max(map(abs, view.pack())) > MAX_PIXELS:
             raise SpecError(
                 f"{self._on(id, width, height)}: a view holds up to {MAX_PIXELS} pixels a side; "
@@ -141,14 +146,17 @@ class Recipe:
 
         ``sample`` is the number of ``id``.
         """
-        if not self.mixed:
+        phase = self._phase(k)
+        if phase.mixing is None:
             return None
-        name, op = self._steps[-1]
-        size = self._size((height, width))
-        assert isinstance(op, Mixing) and size is not None
-        stream = draws(self.seed, id, k, len(self._steps) - 1, name)
-        blend = op.blend(size, stream)
+        size = phase.size((height, width))
+        assert size is not None
+        stream = phase.draws(-1, self.seed, id, k)
+        blend = phase.mixing.blend(size, stream)
         return None if blend is None else (blend, candidates(sample, samples, stream))
+
+    def _phase(self, k: int) -> Phase:
+        return next(phase for phase in reversed(self._phases) if phase.first <= k)
 
     def _on(self, id: str, width: int, height: int) -> str:
         return f"recipe {self.spec!r} on {id!r}, an image of {width}x{height}"
@@ -161,35 +169,37 @@ class Recipe:
             "spec": self.spec,
             "seed": self.seed,
             "mixed": self.mixed,
-            "ops": {name: op.version for name, op in self._steps},
+            "ops": {name: op.version for phase in self._phases for name, op in phase.steps},
             "parameters": self.parameters,
             "render": {"version": RENDER_VERSION, "pillow": PIL.__version__},
         }
 
 
-def _check_order(steps: tuple[tuple[str, Op], ...]) -> None:
-    """Geometry, then pixels, then the mix of what is whole: what is written must be what is done."""
-    painted = None
-    for name, op in steps:
-        if isinstance(op, Mixing):
-            if op is not steps[-1][1]:
-                raise SpecError(f"{name!r} must come last in a recipe, and once")
-        elif isinstance(op, PixelOp):
-            painted = name
-        elif painted is not None:
-            raise SpecError(f"{name!r} comes after {painted!r}: write geometry first, then ops on pixels")
+def _phases(text: str) -> tuple[Phase, ...]:
+    """``8: A; B``: A for eight views, B for the rest."""
+    *before, last = text.split(";")
+    phases, first = [], 0
+    for part in before:
+        count, colon, chain = part.partition(":")
+        if not colon or not count.strip().isdecimal() or not int(count):
+            raise SpecError(
+                f"the phase {part.strip()!r} of {text!r} does not say how many views it is for: write '8: A; B', A for "
+                "the first eight views and B for the rest"
+            )
+        phases.append(Phase.parse(first, chain, OPS))
+        first += int(count)
+    if ":" in last:
+        raise SpecError(
+            f"the last phase of {text!r} is for all views that are left: write it without a number, as in '8: A; B'"
+        )
+    return (*phases, Phase.parse(first, last, OPS))
 
 
-def _call(name: str, op: Op) -> specs.Call:
-    """The one way to write ``op``: required options in order, others by name if not default."""
-    values = [(f, _plain(getattr(op, f.name))) for f in fields(op)]
-    args = tuple(value for f, value in values if f.default is MISSING)
-    kwargs = tuple(sorted((f.name, value) for f, value in values if f.default not in (MISSING, value)))
-    return specs.Call(name, args, kwargs)
+def _written(phases: tuple[Phase, ...]) -> str:
+    counts = [after.first - phase.first for phase, after in pairwise(phases)]
+    before = [f"{count}: {phase.spec}" for count, phase in zip(counts, phases, strict=False)]
+    return "; ".join([*before, phases[-1].spec])
 
 
-def _plain(value: Any) -> Any:
-    """``1.0`` and ``1`` mean the same and are written the same."""
-    if isinstance(value, tuple):
-        return tuple(map(_plain, value))
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+def _told(size: Size | None) -> str:
+    return "a size that depends on the image" if size is None else f"{size[1]}x{size[0]}"

@@ -7,8 +7,12 @@ image it shows. Resizing changes its size only; no pixel is touched before ``ren
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
+import numpy as np
+
+from softcache.errors import SpecError
+from softcache.recipe.opcodes import Op
 from softcache.recipe.view import View
 
 Size = tuple[int, int]  # (height, width)
@@ -16,7 +20,11 @@ Size = tuple[int, int]  # (height, width)
 
 @dataclass(frozen=True, slots=True)
 class Canvas:
-    """``height`` × ``width`` virtual pixels over a rectangle given in source pixels."""
+    """``height`` × ``width`` virtual pixels over a rectangle given in source pixels.
+
+    ``fill`` is what is shown outside the image; None is black. After ``flip`` it is mirrored top to bottom (``vflip``), and
+    at last taken out of what there is then by the six arguments of AFFINE (``turn``), after which it can only be resized.
+    """
 
     height: int
     width: int
@@ -25,26 +33,34 @@ class Canvas:
     right: float
     bottom: float
     flip: bool = False
+    vflip: bool = False
+    fill: int | None = None
+    turn: tuple[int, ...] = ()
     ops: tuple[int, ...] = ()  # opcodes and arguments, see View.ops
+    boxes: np.ndarray | None = field(default=None, compare=False)  # xyxy (n, 4), in source pixels
 
     @classmethod
-    def whole(cls, height: int, width: int) -> Canvas:
+    def whole(cls, height: int, width: int, boxes: np.ndarray | None = None) -> Canvas:
         """The whole of an image of that size."""
-        return cls(height, width, 0.0, 0.0, float(width), float(height))
+        return cls(height, width, 0.0, 0.0, float(width), float(height), boxes=boxes)
 
     def crop(self, y: int, x: int, height: int, width: int) -> Canvas:
         """The part at ``(y, x)``; it may reach outside. Exact while nothing has been resized."""
+        return self.window(y, x, height, width).resize(height, width)
+
+    def window(self, y: float, x: float, height: float, width: float) -> Canvas:
+        """The part at ``(y, x)``, over as many virtual pixels as before."""
         if self.flip:  # the canvas is seen mirrored: its left is the right of the source
             x = self.width - x - width
+        if self.vflip:
+            y = self.height - y - height
         wide, high = self.right - self.left, self.bottom - self.top
-        return Canvas(
-            height,
-            width,
-            self.left + x * wide / self.width,
-            self.top + y * high / self.height,
-            self.left + (x + width) * wide / self.width,
-            self.top + (y + height) * high / self.height,
-            self.flip,
+        return replace(
+            self,
+            left=self.left + x * wide / self.width,
+            top=self.top + y * high / self.height,
+            right=self.left + (x + width) * wide / self.width,
+            bottom=self.top + (y + height) * high / self.height,
         )
 
     def resize(self, height: int, width: int) -> Canvas:
@@ -55,15 +71,52 @@ class Canvas:
         """The canvas seen left-right mirrored."""
         return replace(self, flip=not self.flip)
 
+    def upend(self) -> Canvas:
+        """The canvas mirrored top to bottom."""
+        return replace(self, vflip=not self.vflip)
+
+    def turned(self, turn: tuple[int, ...]) -> Canvas:
+        """The canvas after AFFINE with these arguments."""
+        return replace(self, turn=turn)
+
+    def filled(self, fill: int) -> Canvas:
+        """The canvas with that grey outside the image."""
+        return replace(self, fill=fill)
+
+    def boxes_seen(self) -> np.ndarray:
+        """What of the boxes is on the canvas, xyxy float64 ``(n, 4)`` in virtual pixels; those that are not, are left out.
+
+        Raises :class:`SpecError` where the source has none.
+        """
+        if self.boxes is None:
+            raise SpecError(
+                "an op asks where the boxes are, and the source has none: leave it out, or give boxes"
+            )
+        low, high = np.array([self.left, self.top]), np.array([self.right, self.bottom])
+        sides = np.array([self.width, self.height], np.float64)
+        corners = (self.boxes.reshape(-1, 2, 2) - low) / (high - low)
+        for axis in np.flatnonzero([self.flip, self.vflip]):
+            corners[..., axis] = 1 - corners[:, ::-1, axis]
+        seen = (corners.clip(0, 1) * sides).reshape(-1, 4)
+        return seen[(seen[:, 2:] > seen[:, :2]).all(axis=1)]  # no NaN is larger than another
+
     def then(self, ops: tuple[int, ...]) -> Canvas:
         """The canvas with more to be done on its pixels."""
         return replace(self, ops=self.ops + ops)
 
-    def view(self, image_height: int, image_width: int) -> View:
-        """The view with its rectangle rounded to whole source pixels, at least one each way."""
+    def view(self, image_height: int, image_width: int, parameters: int) -> View:
+        """The view with its rectangle rounded to whole source pixels, at least one each way.
+
+        Its ops are padded to ``parameters`` numbers.
+        """
         x, width = _round(self.left, self.right)
         y, height = _round(self.top, self.bottom)
-        return View(x, y, width, height, image_width, image_height, self.flip, self.ops)
+        ops: tuple[int, ...] = () if self.fill is None else (int(Op.FILL), self.fill)
+        ops += (int(Op.VFLIP),) if self.vflip else ()
+        ops += (int(Op.AFFINE), *self.turn) if self.turn else ()
+        ops += self.ops
+        ops += (0,) * (parameters - len(ops))
+        return View(x, y, width, height, image_width, image_height, self.flip, ops)
 
 
 def _round(start: float, stop: float) -> tuple[int, int]:

@@ -5,6 +5,7 @@ They stand in caches for ever: an opcode keeps its number, its arguments and its
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import IntEnum
 
 
@@ -28,12 +29,21 @@ class Op(IntEnum):
     TRANSLATE_Y = 14
     ROTATE = 15
     ERASE = 16
+    FILL = 17
+    VFLIP = 18
+    AFFINE = 19
+    HSV = 20
 
 
 FACTOR = 4096  # Pillow blends in float32: with factors in such steps, up to 8, no bit of it is ever rounded
 FRACTION = 32767  # of a side: free of resolution
 DEGREE = 100
 GREY = 128  # what is erased is filled with
+
+
+def filled(ops: Sequence[int]) -> tuple[int, Sequence[int]]:
+    """What is shown outside the image, 0 … 255, and the ops without the FILL that says so; without one it is black."""
+    return (ops[1], ops[2:]) if len(ops) > 1 and ops[0] == Op.FILL and 0 <= ops[1] <= 255 else (0, ops)
 
 
 def fraction(part: float, whole: float) -> int:

@@ -33,6 +33,18 @@ def height_width(op: str, size: object) -> Size:
     return whole(op, "size", pair[0], 1), whole(op, "size", pair[1], 1)
 
 
+def level(op: str, name: str, value: object) -> None:
+    """:class:`SpecError` unless ``value`` is a grey, 0 to 255."""
+    if whole(op, name, value, 0) > 255:
+        raise SpecError(f"{op}: {name} is a grey from 0 to 255, not {value!r}")
+
+
+def yes_or_no(op: str, name: str, value: object) -> None:
+    """:class:`SpecError` unless ``value`` is True or False."""
+    if not isinstance(value, bool):
+        raise SpecError(f"{op}: {name} is True or False, not {value!r}")
+
+
 def interval(op: str, name: str, value: object) -> tuple[float, float]:
     """``value`` if it is a pair of numbers with 0 < low <= high < inf, else :class:`SpecError`."""
     if isinstance(value, tuple) and len(value) == 2 and all(type(v) in (int, float) for v in value):
