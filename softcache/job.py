@@ -26,7 +26,7 @@ from softcache.errors import (
     nearest,
 )
 from softcache.recipe import Recipe, View
-from softcache.recipe.partner import mixed
+from softcache.recipe.partner import drawn, mixed
 from softcache.source import Source, digest_labels
 from softcache.store import Store
 from softcache.targets import Request, Target, is_logits
@@ -61,7 +61,7 @@ class Job:
 
         Raises :class:`~softcache.errors.UnreadableImage`.
         """
-        view = self.recipe.view(self.source.ids[sample], k, image.shape[1], image.shape[0])
+        view = drawn(self.recipe, self.source, sample, k, image)
         return mixed(self.recipe, view, sample, k, self.source, self.skip_corrupt)
 
 
@@ -106,10 +106,11 @@ def prepare(
 def _try(recipe: Recipe, source: Source) -> None:
     """Refuse a recipe that cannot be done on the first image before a folder is taken for it."""
     try:
-        height, width = source.image(0).shape[:2]
+        image = source.image(0)
     except UnreadableImage:
         return  # the build tells of all of them
-    recipe.view(source.ids[0], 0, width, height)
+    for k in recipe.starts:
+        drawn(recipe, source, 0, k, image)
 
 
 def begun(store: Store) -> m.Identity | None:
@@ -282,4 +283,14 @@ def check(source: Source, views: int, block_rows: int | None, recipe: Recipe) ->
         raise SpecError(
             f"recipe {recipe.spec!r} mixes every sample with another, and {source.describe()} is all there is: "
             "leave out the mix, or give more samples"
+        )
+    if recipe.boxed and not source.has_boxes:
+        raise SpecError(
+            f"recipe {recipe.spec!r} asks where the boxes are, and {source.describe()} has none: leave out the op, or name "
+            "a source with boxes"
+        )
+    if views <= recipe.starts[-1]:
+        raise SpecError(
+            f"recipe {recipe.spec!r} has {recipe.starts[-1]} views before its last phase, and views={views:,} leaves none "
+            "for that: cache more views, or shorten the phases"
         )

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from softcache.errors import SpecError
+from softcache.geometry import rectangular
 from softcache.recipe import View
 
 
@@ -26,7 +28,15 @@ def warp(values: np.ndarray, seen: Sequence[View], shown: Sequence[View]) -> np.
 
     Returns:
         float32 ``(B, C, h, w)``.
+
+    Raises :class:`SpecError` for a view that is turned, sheared, moved or upside down: no rectangle of the image.
     """
+    if not all(map(rectangular, (*seen, *shown))):
+        raise SpecError(
+            "maps can be warped from one rectangle of an image to another, mirrored left-right or not, and one of these "
+            "views is turned, sheared, moved or upside down (vflip, random_affine with degrees or shear, rand_augment): "
+            "use exact views, or leave that op out"
+        )
     _, channels, h, w = values.shape
     a, b = (
         np.array([v.pack() for v in views], np.float64).reshape(-1, View.FIELDS) for views in (seen, shown)

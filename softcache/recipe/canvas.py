@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from softcache.errors import SpecError
 from softcache.recipe.opcodes import Op
 from softcache.recipe.view import View
 
@@ -83,22 +82,18 @@ class Canvas:
         """The canvas with that grey outside the image."""
         return replace(self, fill=fill)
 
-    def boxes_seen(self) -> np.ndarray:
-        """What of the boxes is on the canvas, xyxy float64 ``(n, 4)`` in virtual pixels; those that are not, are left out.
+    def seen(self, boxes: np.ndarray) -> np.ndarray:
+        """What of boxes ``(n, 4)`` in source pixels is on the canvas, float64 ``(m, 4)`` in virtual pixels.
 
-        Raises :class:`SpecError` where the source has none.
+        Those without an area there are left out.
         """
-        if self.boxes is None:
-            raise SpecError(
-                "an op asks where the boxes are, and the source has none: leave it out, or give boxes"
-            )
         low, high = np.array([self.left, self.top]), np.array([self.right, self.bottom])
         sides = np.array([self.width, self.height], np.float64)
-        corners = (self.boxes.reshape(-1, 2, 2) - low) / (high - low)
+        corners = (boxes.reshape(-1, 2, 2) - low) / (high - low)
         for axis in np.flatnonzero([self.flip, self.vflip]):
             corners[..., axis] = 1 - corners[:, ::-1, axis]
-        seen = (corners.clip(0, 1) * sides).reshape(-1, 4)
-        return seen[(seen[:, 2:] > seen[:, :2]).all(axis=1)]  # no NaN is larger than another
+        inside = (corners.clip(0, 1) * sides).reshape(-1, 4)
+        return inside[(inside[:, 2:] > inside[:, :2]).all(axis=1)]  # no NaN is larger than another
 
     def then(self, ops: tuple[int, ...]) -> Canvas:
         """The canvas with more to be done on its pixels."""

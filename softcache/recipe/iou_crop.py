@@ -49,7 +49,11 @@ class IouCrop:
         return None
 
     def apply(self, canvas: Canvas, draws: Draws) -> Canvas:
-        boxes = canvas.boxes_seen()
+        if canvas.boxes is None:
+            raise SpecError(
+                "iou_crop asks where the boxes are, and the source has none: leave it out, or give boxes"
+            )
+        boxes = canvas.seen(canvas.boxes)
         for _ in range(_ROUNDS if len(boxes) else 0):
             least = self.options[draws.integer(len(self.options))]
             if least >= 1:

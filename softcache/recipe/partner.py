@@ -1,4 +1,5 @@
-"""Who a view is mixed with: the partner is looked for among the samples whose images can be read."""
+"""The views of a source's samples, and who they are mixed with: the partner is looked for among the samples whose
+images can be read."""
 
 from __future__ import annotations
 
@@ -15,6 +16,13 @@ if TYPE_CHECKING:
     from softcache.source import Source
 
 
+def drawn(recipe: Recipe, source: Source, sample: int, k: int, image: np.ndarray) -> View:
+    """View number ``k`` of a sample whose image is given, not mixed."""
+    boxes = source.boxes(sample) if recipe.boxed else None
+    height, width = image.shape[:2]
+    return recipe.view(source.ids[sample], k, width, height, None if boxes is None else boxes.xyxy)
+
+
 def mixed(
     recipe: Recipe, view: View, sample: int, k: int, source: Source, skip_corrupt: bool = False
 ) -> tuple[View, np.ndarray | None]:
@@ -24,10 +32,10 @@ def mixed(
     passed over for the next that was drawn. Raises :class:`UnreadableImage` without it, and :class:`SourceError` when
     none can be read.
     """
-    drawn = recipe.mix(source.ids[sample], k, sample, len(source.ids), view.image_width, view.image_height)
-    if drawn is None:
+    mix = recipe.mix(source.ids[sample], k, sample, len(source.ids), view.image_width, view.image_height)
+    if mix is None:
         return view, None
-    blend, partners = drawn
+    blend, partners = mix
     for partner in partners:
         try:
             image = source.image(partner)
@@ -35,7 +43,7 @@ def mixed(
             if not skip_corrupt:
                 raise
             continue
-        theirs = recipe.view(source.ids[partner], k, image.shape[1], image.shape[0])
+        theirs = drawn(recipe, source, partner, k, image)
         return replace(view, mix=Mix(partner, k, theirs, blend)), image
     raise SourceError(
         f"{source.ids[sample]!r} is the only image that can be read, and recipe {recipe.spec!r} mixes two: mend the "

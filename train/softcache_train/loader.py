@@ -149,13 +149,19 @@ class Loader:
             raise SpecError(f"{cache.ids[refused[0]]!r} cannot be trained on: its image is unreadable")
         if views is not None and not 1 <= views <= cache.views:
             raise SpecError(f"views={views}, and the cache {cache.path} holds {cache.views}")
-        self.policy = ViewPolicy.make(cache, policy, recipe, seed, self.target_source, warp_threshold)
+        self.policy = ViewPolicy.make(
+            cache, policy, recipe, seed, self.target_source, warp_threshold, self._boxes
+        )
         if rank == 0 and self.policy.warning:
             logging.getLogger(__name__).warning(self.policy.warning)
         self.order = Order(samples, 1 if self.policy.fresh else views or cache.views, global_batch, seed)
         self.labels = class_labels(cache, source, self.pairing.index)
         self.image = _Decoded(source, self.pairing.index)
         self.epoch = self.step = 0
+
+    def _boxes(self, sample: int) -> np.ndarray | None:
+        boxes = self.source.boxes(int(self.pairing.index[sample]))
+        return None if boxes is None else boxes.xyxy
 
     def __len__(self) -> int:
         """Steps in an epoch."""

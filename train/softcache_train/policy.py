@@ -14,6 +14,7 @@ student fresh views.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -37,19 +38,27 @@ MOVES = {
     "flip": ("flip",),
     "center_crop": ("shift", "zoom"),
     "crop": ("shift", "zoom"),
+    "iou_crop": ("shift", "zoom"),
+    "letterbox": ("shift", "zoom"),
+    "random_affine": ("shift", "zoom"),
     "random_resized_crop": ("shift", "zoom"),
+    "zoom_out": ("shift", "zoom"),
 }
 MIXES = ("mixup", "cutmix", "mix")
 
 
 @dataclass(frozen=True)
 class ViewPolicy:
-    """A policy made for one cache. ``recipe`` draws fresh views; None shows the cached ones."""
+    """A policy made for one cache. ``recipe`` draws fresh views; None shows the cached ones.
+
+    ``boxes`` tells those of a sample, xyxy ``(n, 4)`` in its pixels, to recipes that ask; None where there are none.
+    """
 
     cache: Cache
     name: str
     recipe: Recipe | None
     warning: str | None
+    boxes: Callable[[int], np.ndarray | None] | None = None
 
     @classmethod
     def make(
@@ -60,6 +69,7 @@ class ViewPolicy:
         seed: int,
         target_source: TargetSource,
         threshold: float,
+        boxes: Callable[[int], np.ndarray | None] | None = None,
     ) -> ViewPolicy:
         """Check that the policy goes with the cache and its targets.
 
@@ -90,7 +100,7 @@ class ViewPolicy:
             _refuse_mixes(cache, made)
         if made is not None and name == "warp":
             _check_warp(cache, names or (), _moves(cache, made), threshold)
-        return cls(cache, name, made, FROZEN if name == "frozen" and names else None)
+        return cls(cache, name, made, FROZEN if name == "frozen" and names else None, boxes)
 
     @property
     def fresh(self) -> bool:
@@ -106,13 +116,16 @@ class ViewPolicy:
             return seen
         ids = [self.cache.ids[int(sample)] for sample in samples]
         shown = [
-            self.recipe.view(id, epoch, v.image_width, v.image_height)
-            for id, v in zip(ids, seen, strict=True)
+            self.recipe.view(id, epoch, v.image_width, v.image_height, self._boxes(sample))
+            for sample, id, v in zip(samples.tolist(), ids, seen, strict=True)
         ]
         if self.name == "warp":
             for id, a, b in zip(ids, seen, shown, strict=True):
                 _require_inside(id, a, b, self.recipe.spec)
         return shown
+
+    def _boxes(self, sample: int) -> np.ndarray | None:
+        return self.boxes(sample) if self.boxes and self.recipe and self.recipe.boxed else None
 
     def targets(
         self, said: dict[str, BatchTarget], view: int, samples: np.ndarray, shown: list[View]
