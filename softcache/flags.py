@@ -12,14 +12,14 @@ from softcache.errors import SpecError
 BUILD: dict[str, tuple[str | None, str]] = {
     "source": (
         "PATH",
-        "Parquet (Hugging Face layout), a dataset saved to disk by datasets, WebDataset tars, an ImageFolder or a folder of "
-        "images without labels; the layout is recognised and printed",
+        "Parquet (Hugging Face layout), a dataset saved to disk by datasets, WebDataset tars, COCO JSON, a YOLO data.yaml, "
+        "an ImageFolder or a folder of images without labels; the layout is recognised and printed",
     ),
     "split": ("NAME", "the split, where the source has several"),
     "limit": ("N", "a keyed sample of N images (not the first N)"),
     "layout": (
         "NAME",
-        "parquet, arrow, webdataset, imagefolder or folder, where it is not recognised rightly",
+        "parquet, arrow, webdataset, coco, yolo, imagefolder or folder, where it is not recognised rightly",
     ),
     "image_column": ("NAME", "the column that holds the images (WebDataset: their extension)"),
     "label_column": ("NAME", "and the one that holds the labels"),

@@ -112,15 +112,32 @@ def write_coco(root: Path, split: str, images: Sequence[bytes]) -> None:
     (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(said))
 
 
+def write_yolo(root: Path, split: str, images: Sequence[bytes]) -> None:
+    for i, data in enumerate(images):
+        left, top, width, height = box(i)
+        line = f"{label(i, len(images))} {(left + width / 2) / 24} {(top + height / 2) / 20} {width / 24} {height / 20}"
+        for kind, name, content in (
+            ("images", f"{i:03}.png", data),
+            ("labels", f"{i:03}.txt", line.encode()),
+        ):
+            file = root / kind / split / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content)
+    splits = sorted(folder.name for folder in (root / "images").iterdir())
+    lines = [f"names: [{', '.join(CLASSES)}]", *(f"{name}: images/{name}" for name in splits)]
+    (root / "data.yaml").write_text("\n".join(lines) + "\n")
+
+
 WRITERS: dict[str, Callable[[Path, str, Sequence[bytes]], None]] = {
     "parquet": write_parquet,
     "arrow": write_arrow,
     "webdataset": write_webdataset,
     "coco": write_coco,
+    "yolo": write_yolo,
     "imagefolder": write_imagefolder,
     "folder": write_folder,
 }
-UNLABELLED = {"coco", "folder"}
+UNLABELLED = {"coco", "yolo", "folder"}
 
 
 def write(layout: str, root: Path, split: str = "train", count: int = 10, seed: int = 0) -> list[bytes]:

@@ -24,7 +24,7 @@ import numpy as np
 
 from softcache.errors import SourceError, UnreadableImage, nearest
 from softcache.keyed import hash64
-from softcache.source import arrow, coco, dataset, folder, imagefolder, parquet, webdataset
+from softcache.source import arrow, coco, dataset, folder, imagefolder, parquet, webdataset, yolo
 from softcache.source.boxes import Boxes, digest_boxes
 from softcache.source.decode import is_rotated, to_rgb
 from softcache.source.layout import Samples
@@ -39,10 +39,11 @@ LAYOUTS = {
     "arrow": arrow,
     "webdataset": webdataset,
     "coco": coco,
+    "yolo": yolo,
     "imagefolder": imagefolder,
     "folder": folder,
 }
-DESCRIBED = {"coco"}  # a file says what is in the images
+DESCRIBED = {"coco", "yolo"}  # a file says what is in the images
 TREES = {"imagefolder", "folder"}  # and here only where they lie
 PYTHON = "dataset"  # the layout of a Python object
 SOME = 256  # samples a thread takes at a time

@@ -6,6 +6,8 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from reprlib import Repr
+from typing import Any
 
 import numpy as np
 
@@ -107,8 +109,15 @@ def told(every: Boxes, starts: np.ndarray) -> str:
     return f"{len(every):,} boxes{f' ({more})' * bool(more)}{f', none in {bare:,} images' * bool(bare)}"
 
 
+def shown(value: Any) -> str:
+    """For messages: what somebody's file holds, short whatever it is (of YAML, a few lines may unfold to millions)."""
+    short = Repr()
+    short.maxlevel, short.maxlist, short.maxdict, short.maxstring = 1, 8, 4, 200
+    return short.repr(value)
+
+
 def image_size(file: Path) -> tuple[int, int]:
-    """Width and height of the pixels that are stored, from the image's header; raises what Pillow does."""
+    """Width and height of the pixels that are stored, from the image's header. Raises what Pillow does."""
     from PIL import Image
 
     with Image.open(file, formats=FORMATS) as image:

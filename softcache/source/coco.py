@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from softcache.errors import SourceError
-from softcache.source.boxes import Annotated, Boxes, by_image, flat, image_size, told
+from softcache.source.boxes import Annotated, Boxes, by_image, flat, image_size, shown, told
 from softcache.source.files import refuse_columns
 from softcache.source.layout import choose_split
 
@@ -31,21 +31,8 @@ LOOK = "annotations/instances_*.json or _annotations.coco.json"
 ROBOFLOW = "_annotations.coco.json"
 
 _LISTS = ("images", "annotations", "categories")
-_KEPT = frozenset(
-    (
-        *_LISTS,
-        "id",
-        "file_name",
-        "width",
-        "height",
-        "image_id",
-        "category_id",
-        "bbox",
-        "iscrowd",
-        "ignore",
-        "name",
-    )
-)
+_NUMBERS = ("id", "width", "height", "image_id", "category_id", "bbox", "iscrowd", "ignore")
+_KEPT = frozenset((*_LISTS, *_NUMBERS, "file_name", "name"))
 
 
 @dataclass(frozen=True)
@@ -140,7 +127,7 @@ def _images(file: Path, entries: list[dict[str, Any]]) -> tuple[dict[int | str, 
         name = _file_name(file, id, entry.get("file_name"))
         if name in named:
             raise SourceError(
-                f"{file}: the images {named[name][0]!r} and {id!r} are both {name!r}; keep one of them"
+                f"{file}: the images {shown(named[name][0])} and {shown(id)} are both {shown(name)}; keep one of them"
             )
         named[name] = id, _size(entry)
     names = sorted(named)
@@ -153,15 +140,14 @@ def _file_name(file: Path, id: int | str, name: Any) -> str:
     path = PurePosixPath(name.replace("\\", "/") if isinstance(name, str) else "")
     if not path.name or path.is_absolute() or ".." in path.parts or "\0" in str(path):
         raise SourceError(
-            f"{file}: the image {id!r} has the file_name {name!r}, which is no path below the folder of the images"
+            f"{file}: the image {shown(id)} has the file_name {shown(name)}, which is no path below the folder of the images"
         )
     return str(path)
 
 
 def _size(entry: dict[str, Any]) -> tuple[int, int]:
-    width, height = entry.get("width"), entry.get("height")
-    told = all(isinstance(v, int) and 0 < v < 1 << 31 for v in (width, height))
-    return (width, height) if told else (0, 0)  # pyright: ignore[reportReturnType]
+    size: tuple[Any, Any] = entry.get("width"), entry.get("height")
+    return size if all(isinstance(v, int) and 0 < v < 1 << 31 for v in size) else (0, 0)
 
 
 def _categories(file: Path, entries: list[dict[str, Any]]) -> tuple[dict[int, int], tuple[str, ...]]:
@@ -170,10 +156,10 @@ def _categories(file: Path, entries: list[dict[str, Any]]) -> tuple[dict[int, in
     for id, entry in _by_id(file, "category", entries, int):
         name = entry.get("name")
         if not isinstance(name, str) or not name:
-            raise SourceError(f"{file}: the category {id} has the name {name!r}; give it one of letters")
+            raise SourceError(f"{file}: the category {id} has the name {shown(name)}; give it one of letters")
         if name in names.values():
             raise SourceError(
-                f"{file}: the category {id} is called {name!r}, and so is another; rename one of them"
+                f"{file}: the category {id} is called {shown(name)}, and so is another; rename one of them"
             )
         names[id] = name
     ids = sorted(names)
@@ -193,10 +179,10 @@ def _by_id(
     for i, entry in enumerate(entries):
         id = entry.get("id")
         if not isinstance(id, type) or isinstance(id, bool):
-            raise SourceError(f"{file}: {kind} number {i} has the id {id!r}; ids are whole numbers")
+            raise SourceError(f"{file}: {kind} number {i} has the id {shown(id)}; ids are whole numbers")
         if id in seen:
             raise SourceError(
-                f"{file}: there are two entries with the {kind} id {id!r}; keep one, or renumber"
+                f"{file}: there are two entries with the {kind} id {shown(id)}; keep one, or renumber"
             )
         seen.add(id)
         yield id, entry
@@ -211,7 +197,7 @@ def _boxes(
         id = entry.get(kind)
         if not isinstance(id, int | str) or id not in table:
             raise SourceError(
-                f"{file}: {_annotation(entry, i)} has the {kind} {id!r}, which the file does not have"
+                f"{file}: {_annotation(entry, i)} has the {kind} {shown(id)}, which the file does not have"
             )
         return table[id]
 
@@ -219,12 +205,14 @@ def _boxes(
     label = [known(entry, i, "category_id", labels) for i, entry in enumerate(entries)]
     corners = [_corners(file, entry, i) for i, entry in enumerate(entries)]
     xyxy = np.array(corners, np.float64).reshape(-1, 4)
-    crowd, ignore = ([bool(entry.get(key)) for entry in entries] for key in ("iscrowd", "ignore"))
-    return owner, Boxes(xyxy, np.array(label), np.array(crowd), np.array(ignore) | flat(xyxy))
+    crowd, ignore = (
+        np.array([bool(entry.get(key)) for entry in entries], bool) for key in ("iscrowd", "ignore")
+    )
+    return owner, Boxes(xyxy, np.array(label, np.int64), crowd, ignore | flat(xyxy))
 
 
 def _annotation(entry: dict[str, Any], i: int) -> str:
-    return f"the annotation {entry['id']!r}" if "id" in entry else f"annotation number {i}"
+    return f"the annotation {shown(entry['id'])}" if "id" in entry else f"annotation number {i}"
 
 
 def _corners(file: Path, entry: dict[str, Any], i: int) -> tuple[float, float, float, float]:
@@ -237,7 +225,7 @@ def _corners(file: Path, entry: dict[str, Any], i: int) -> tuple[float, float, f
     except (KeyError, TypeError, ValueError, OverflowError):
         pass
     raise SourceError(
-        f"{file}: {_annotation(entry, i)} has the bbox {entry.get('bbox')!r}; it must be four finite numbers, "
+        f"{file}: {_annotation(entry, i)} has the bbox {shown(entry.get('bbox'))}; it must be four finite numbers, "
         "[left, top, width, height]: correct it, or take the annotation out"
     )
 

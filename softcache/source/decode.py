@@ -53,15 +53,21 @@ def to_rgb(content: Any) -> np.ndarray:
 
 def is_rotated(content: Any) -> bool:
     """Do the bytes begin as a JPEG whose EXIF asks for it to be shown turned or mirrored? Reads headers only."""
-    if not isinstance(content, bytes) or not content.startswith(b"\xff\xd8"):
-        return False
+    return isinstance(content, bytes) and orientation(content) != 1
+
+
+def orientation(content: bytes) -> int:
+    """The EXIF orientation, 2 to 8, of bytes that begin as a JPEG; 1, as it stands, of all others."""
+    if not content.startswith(b"\xff\xd8"):
+        return 1
     at = 2
     while content[at : at + 1] == b"\xff" and content[at + 1 : at + 2] not in (b"\xda", b"\xd9", b""):
         size = int.from_bytes(content[at + 2 : at + 4], "big")
         if content[at + 1] == _APP1 and content.startswith(b"Exif\0\0", at + 4):
-            return _orientation(content[at + 10 : at + 2 + size]) in range(2, 9)
+            found = _orientation(content[at + 10 : at + 2 + size])
+            return found if found in range(2, 9) else 1
         at += 2 + max(size, 2)
-    return False
+    return 1
 
 
 def _orientation(tiff: bytes) -> int:
