@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Cache": "cache",
+    "Layout": "targets",
     "Recipe": "recipe",
     "SoftcacheError": "errors",
     "Source": "source",
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from softcache.recipe import render as render
     from softcache.several import open as open
     from softcache.source import Source as Source
+    from softcache.targets import Layout as Layout
 
 
 def __getattr__(name: str) -> Any:

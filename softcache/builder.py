@@ -33,7 +33,7 @@ from softcache.rows import Batch, Work, keep
 from softcache.source import Source, find_unreadable
 from softcache.store import Store
 from softcache.targets import is_logits, requests
-from softcache.teachers import Options
+from softcache.teachers import Options, layouts_of
 from softcache.teachers.classes import aligned
 from softcache.teachers.classes import read as read_classes
 from softcache.teachers.ensemble import assemble
@@ -138,7 +138,8 @@ def build(
     say(samples.describe())
     store = out if isinstance(out, Store) else Store(out)
     who = assemble(teacher, weights, options)
-    named = not ignore_labels and any(is_logits(r.name) for r in asked)
+    heads = {name for name, one in layouts_of(who).items() if one.classes}
+    named = not ignore_labels and any(is_logits(r.name) or r.name in heads for r in asked)
     who = aligned(who, read_classes(classes), samples.classes if named else None, say)
     job = prepare(store, samples, who, made, asked, views, block_rows, skip_corrupt, ignore_labels)
     if samples.rotation:

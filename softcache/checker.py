@@ -19,6 +19,7 @@ from softcache.keyed import draws
 from softcache.probe import answers
 from softcache.recipe import render
 from softcache.source import Source
+from softcache.targets import Items
 from softcache.teachers import Teacher
 
 FOREIGN = "is no file of this cache"
@@ -156,6 +157,7 @@ def verify_live(
         said = [target.wrap(row[None]) for row in live[name]]
         again = [target.wrap(row[None]) for row in control[name][::-1]]
         kept = [cache.read(v, np.array([s]), [name])[name] for s, v in chosen]
+        again = [a.take(k.index) if isinstance(a, Items) else a for a, k in zip(again, kept, strict=True)]
         found[name] = {"cache": _means(said, kept), "control": _means(said, again)}
     return found
 
@@ -190,7 +192,9 @@ def _means(said: list[Any], kept: list[Any]) -> dict[str, float]:
 
 def _compare(said: Any, kept: Any) -> dict[str, np.ndarray]:
     found = measure.fidelity(said, kept)
-    if hasattr(said, "top1"):
+    if isinstance(said, Items):
+        found["shared"] = np.isin(kept.index, said.index).mean(axis=-1)
+    elif hasattr(said, "top1"):
         found["agreement"] = said.top1() == kept.top1()
         if hasattr(kept, "values"):
             found["cosine"] = measure.cosine(said.values, kept.values)

@@ -29,8 +29,8 @@ from softcache.recipe import Recipe, View
 from softcache.recipe.partner import drawn, mixed
 from softcache.source import Source, digest_labels
 from softcache.store import Store
-from softcache.targets import Request, Target, is_logits
-from softcache.teachers import Teacher
+from softcache.targets import Layout, Request, Target, is_logits
+from softcache.teachers import Teacher, layouts_of
 from softcache.zarrfile import Array
 
 _BLOCK_BYTES = 64 << 20  # encoded bytes a block holds by default
@@ -89,13 +89,15 @@ def prepare(
     stored = begun(store)
     said = None if stored is not None and stored.teacher.answer is None else teacher(_noise(teacher))
     if stored is None:
-        targets = _resolve(said or {}, asked)
+        targets = _resolve(said or {}, asked, layouts_of(teacher))
         _check_classes(classes, targets)
         answer = _sketch(said, asked) if teacher.probed else None
         _try(recipe, source)
         stored = _begin(store, source, identity(targets, answer, block_rows))
     answer = _same_answer(stored.teacher.answer, None if said is None else _sketch(said, asked))
-    wanted = identity(_as_stored(stored, asked), answer, block_rows or stored.grid.block_rows)
+    wanted = identity(
+        _as_stored(stored, asked, layouts_of(teacher)), answer, block_rows or stored.grid.block_rows
+    )
     if stored.digest != wanted.digest:
         raise _refusal(store, stored, wanted)
     grid, targets = stored.make_grid(), stored.make_targets()
@@ -179,19 +181,22 @@ def _same_answer(stored: list[float] | None, found: list[float] | None) -> list[
     return stored if same else found
 
 
-def _resolve(said: Mapping[str, np.ndarray], asked: tuple[Request, ...]) -> dict[str, Target]:
+def _resolve(
+    said: Mapping[str, np.ndarray], asked: tuple[Request, ...], layouts: Mapping[str, Layout]
+) -> dict[str, Target]:
     """The targets, their shapes taken from the teacher's answer to a picture of noise."""
     for request in asked:
         if request.name not in said:
             raise TeacherError(f"the teacher has no target {request.name!r}{nearest(request.name, said)}")
-    targets = {r.name: r.resolve(tuple(said[r.name].shape[1:])) for r in asked}
+    targets = {r.name: r.resolve(tuple(said[r.name].shape[1:]), layouts.get(r.name)) for r in asked}
     for target in targets.values():
         target.codec.fields(target.shape)  # refuses a shape it cannot hold
     return targets
 
 
 def _check_classes(classes: tuple[str, ...] | None, targets: dict[str, Target]) -> None:
-    answered = next((t.shape[0] for n, t in targets.items() if is_logits(n)), None)
+    counts = [t.layout.classes if t.layout else t.shape[0] * is_logits(n) for n, t in targets.items()]
+    answered = next((count for count in counts if count), None)
     if classes is not None and answered not in (None, len(classes)):
         raise MismatchError(
             f"the teacher answers {answered} classes and the source names {len(classes)}: its labels are not the "
@@ -234,11 +239,13 @@ def _identity(
     )
 
 
-def _as_stored(stored: m.Identity, asked: tuple[Request, ...]) -> dict[str, Target]:
+def _as_stored(
+    stored: m.Identity, asked: tuple[Request, ...], layouts: Mapping[str, Layout]
+) -> dict[str, Target]:
     """The targets that are asked for, with the shapes they have in the build that has begun."""
     shapes = {n: tuple(t.shape) for n, t in stored.targets.items()}
     try:
-        return {r.name: r.resolve(shapes.get(r.name, (1,))) for r in asked}
+        return {r.name: r.resolve(shapes.get(r.name, (1,)), layouts.get(r.name)) for r in asked}
     except SoftcacheError as e:
         raise MismatchError(f"the build that has begun has other targets: {e}") from e
 

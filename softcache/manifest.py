@@ -132,14 +132,28 @@ class TeacherId(_Model):
     head: str | None = None
 
 
+class LayoutId(_Model):
+    """See :class:`softcache.targets.Layout`, which checks more."""
+
+    columns: list[tuple[str, int]]
+    score: str
+    background: int | None
+    levels: list[tuple[int, int]]
+    layers: int
+    head: str
+
+
 class TargetId(_Model):
     """See :meth:`softcache.targets.Target.identity`."""
+
+    ADDED = frozenset({"layout"})
 
     kind: str
     law: str
     shape: list[Annotated[int, Field(ge=1, le=1 << 24)]]
     codec: str
     codec_version: int
+    layout: LayoutId | None = None
 
 
 class GridId(_Model):

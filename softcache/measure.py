@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from softcache.codecs.fixed import HIGH, LOW
 from softcache.manifest import Receipt, Report
-from softcache.targets import Logits, Target
+from softcache.targets import Items, Logits, Target
 
 if TYPE_CHECKING:
     from softcache.cache import Cache
@@ -47,12 +48,52 @@ class Tally:
 
 def fidelity(said: Any, kept: Any) -> dict[str, np.ndarray]:
     """Per row, of two decoded targets: KL(said ‖ kept) in nats at each temperature that both hold for logits, and
-    whether they agree on the class where one has none; relative L2 error and cosine for the rest."""
+    whether they agree on the class where one has none; of items see :func:`_of_items`; relative L2 error and cosine for
+    the rest."""
+    if isinstance(said, Items):
+        rows = [_of_items(*_common(said[i], kept[i])) for i in range(len(said.index))]
+        return {key: np.array([row[key] for row in rows]) for key in (rows[0] if rows else ())}
     if not hasattr(said, "top1"):
         return _closeness(said.values, kept.values)
     held = [T for T in TEMPERATURES if said.holds(T) and kept.holds(T)]
     found = {f"kl_T{T}": _kl(said.log_probs(T), kept.log_probs(T)) for T in held}
     return found or {"agreement": (said.top1() == kept.top1()).astype(np.float64)}
+
+
+def _common(said: Items, kept: Items) -> tuple[Items, Items]:
+    """The items of a row that both hold."""
+    _, ours, theirs = np.intersect1d(said.index, kept.index, return_indices=True)
+    return said.take(ours), kept.take(theirs)
+
+
+def _of_items(said: Items, kept: Items) -> dict[str, float]:
+    """Of a row's items that both hold: ``boxes``, the mean absolute error of a side in the unit square of the view, and
+    ``boxes_max``, the largest; ``kl``, the mean of KL(said ‖ kept) in nats (of sigmoids summed over the classes);
+    ``embedding_l2`` and so on, the relative L2 error of other parts."""
+    found: dict[str, float] = {}
+    for name in said.layout.columns:
+        a, b = (items.parts[name].astype(np.float64) for items in (said, kept))
+        if name in ("boxes", "reference"):
+            off = np.abs(np.clip(a, LOW, HIGH) - b)
+            found[name], found[f"{name}_max"] = _mean(off), float(off.max(initial=0.0))
+        elif name == "logits":
+            softmax = said.layout.score == "softmax"
+            found["kl"] = _mean(kl(a, b, 1) if softmax else _bernoulli_kl(a, b))
+        else:
+            norm = np.linalg.norm(a)
+            found[f"{name}_l2"] = float(np.linalg.norm(a - b) / norm) if norm else 0.0
+    return found
+
+
+def _mean(errors: np.ndarray) -> float:
+    return float(errors.mean()) if errors.size else 0.0
+
+
+def _bernoulli_kl(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Of the sigmoids of two rows of logits, summed over a row."""
+    p = np.exp(-np.logaddexp(0, -a))
+    yes, no = np.logaddexp(0, -b) - np.logaddexp(0, -a), np.logaddexp(0, b) - np.logaddexp(0, a)
+    return (p * yes + (1 - p) * no).sum(axis=-1)
 
 
 def kl(said: np.ndarray, kept: np.ndarray, T: float) -> np.ndarray:  # noqa: N803

@@ -15,6 +15,7 @@ from softcache.codecs import CODECS, Codec
 from softcache.codecs.fields import half_down, half_up
 from softcache.errors import CodecError, SpecError
 from softcache.measure import kl
+from softcache.targets.items import ITEMS as KINDS
 
 # One spec or more for every member of CODECS; a test below fails when one is missing.
 SPECS = ["f16", "full(f16)", "full(u8)", "int8"]
@@ -24,6 +25,7 @@ SPARSE = [
     "topk(3, tail=spread)",
     "topk(9, at=(1, 3))",
 ]  # test_topk.py has their contract
+ITEMS = ["all", "all(logits=f16)", "top(3)", "top(3, background=2, logits=f16)"]  # and test_items.py theirs
 SHAPES = {
     "logits": [(2,), (10,), (1000,)],
     "feature_map": [(1, 1, 1), (3, 2, 5), (16, 4, 4)],
@@ -63,8 +65,8 @@ def errors(codec: Codec, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_every_codec_is_under_contract():
-    assert {type(codecs.parse(text).codec) for text in SPECS + SPARSE} == set(CODECS.values())
-    assert {kind for codec in CODECS.values() for kind in codec.kinds} == set(SHAPES)
+    assert {type(codecs.parse(text).codec) for text in SPECS + SPARSE + ITEMS} == set(CODECS.values())
+    assert {kind for codec in CODECS.values() for kind in codec.kinds} == {*SHAPES, *(k.name for k in KINDS)}
 
 
 @every_case
@@ -145,7 +147,7 @@ def test_at_the_limit_nothing_overflows(codec: Codec, shape: tuple[int, ...]):
     assert (error <= bound).all() and np.isfinite(bound).all()
 
 
-@pytest.mark.parametrize("text", SPECS + SPARSE)
+@pytest.mark.parametrize("text", SPECS + SPARSE + ITEMS)
 def test_the_spec_string_makes_the_same_codec_again(text: str):
     named = codecs.parse(text)
     assert named.spec == text

@@ -46,24 +46,26 @@ class Full:
         if self.dtype == "f16":
             return {"value": values.astype(np.float16)}
         rows = values.astype(np.float64)
-        low = half_down(rows.min(axis=1))
-        step = half_up((rows.max(axis=1) - low.astype(np.float64)) / 255)
+        low = half_down(rows.min(axis=-1))
+        step = half_up((rows.max(axis=-1) - low.astype(np.float64)) / 255)
         divisor = np.where(step > 0, step, np.float16(1)).astype(np.float64)
-        value = np.rint((rows - low.astype(np.float64)[:, None]) / divisor[:, None])
+        rows -= low.astype(np.float64)[..., None]
+        rows /= divisor[..., None]
+        value = np.rint(rows, out=rows)
         return {"low": low, "step": step, "value": value.astype(np.uint8)}
 
     def decode(self, fields: Fields, shape: tuple[int, ...]) -> np.ndarray:
         value = fields["value"].astype(np.float32)
         if self.dtype == "f16":
             return value
-        value *= fields["step"].astype(np.float32)[:, None]
-        value += fields["low"].astype(np.float32)[:, None]
+        value *= fields["step"].astype(np.float32)[..., None]
+        value += fields["low"].astype(np.float32)[..., None]
         return value
 
     def bound(self, fields: Fields, shape: tuple[int, ...]) -> np.ndarray:
         value = np.abs(self.decode(fields, shape).astype(np.float64))
         if self.dtype == "f16":
             return np.maximum(value * (1.001 * 2.0**-11), 2.0**-25)
-        step = fields["step"].astype(np.float64)[:, None]
-        low = np.abs(fields["low"].astype(np.float64))[:, None]
+        step = fields["step"].astype(np.float64)[..., None]
+        low = np.abs(fields["low"].astype(np.float64))[..., None]
         return step / 2 + (low + 256 * step) * 2.0**-22

@@ -13,17 +13,24 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Protocol
 
+import numpy as np
+
 from softcache import codecs
-from softcache.codecs import Codec, Decoded, Field, Fields, HardLabels, SparseLogits
+from softcache.codecs import Codec, Field, Fields, HardLabels, SparseLogits
+from softcache.codecs.items import All
 from softcache.errors import CodecError, MismatchError, SoftcacheError, SpecError, TeacherError, nearest
 from softcache.targets.embedding import EmbeddingKind
 from softcache.targets.feature_map import FeatureMapKind
+from softcache.targets.items import ITEMS, Items, ItemsKind
+from softcache.targets.layout import Layout
 from softcache.targets.logits import Logits, LogitsKind
 
 __all__ = [
     "KINDS",
     "HardLabels",
+    "Items",
     "Kind",
+    "Layout",
     "Logits",
     "Request",
     "SparseLogits",
@@ -39,14 +46,15 @@ NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 class Kind(Protocol):
     """What every member of :data:`KINDS` offers; see the module's text."""
 
-    name: str
-    law: str
-
+    @property
+    def name(self) -> str: ...
+    @property
+    def law(self) -> str: ...
     def accepts(self, shape: tuple[int, ...]) -> bool: ...
     def wrap(self, values: Any) -> Any: ...
 
 
-KINDS: dict[str, Kind] = {k.name: k for k in (LogitsKind(), FeatureMapKind(), EmbeddingKind())}
+KINDS: dict[str, Kind] = {k.name: k for k in (LogitsKind(), FeatureMapKind(), EmbeddingKind(), *ITEMS)}
 
 
 @dataclass(frozen=True)
@@ -57,9 +65,10 @@ class Request:
     kind: str | None
     codec: codecs.Named
 
-    def resolve(self, shape: tuple[int, ...]) -> Target:
-        """The target for rows of ``shape``. The kind follows from the shape unless it was stated."""
-        kind = self.kind or self._kind_of(shape)
+    def resolve(self, shape: tuple[int, ...], layout: Layout | None = None) -> Target:
+        """The target for rows of ``shape``. Unless it was stated, the kind follows from the shape; with a ``layout``, by
+        which its teacher says that they are many items, from the last part of the name (``one2one.detections``)."""
+        kind = self.kind or self._kind_of(shape, layout)
         if not KINDS[kind].accepts(shape):
             raise TeacherError(f"target {self.name!r} gives rows of shape {shape}, which are no {kind}")
         if kind not in self.codec.codec.kinds:
@@ -68,9 +77,34 @@ class Request:
                 f"target {self.name!r} is a {kind}, which {self.codec.spec!r} does not hold; "
                 f"codecs for it: {', '.join(fitting)}"
             )
-        return Target(self.name, kind, shape, self.codec.spec, self.codec.codec)
+        codec = self.codec.codec
+        if isinstance(known := KINDS[kind], ItemsKind):
+            codec = self._laid_out(known, shape, layout)
+        return Target(self.name, kind, shape, self.codec.spec, codec)
 
-    def _kind_of(self, shape: tuple[int, ...]) -> str:
+    def _laid_out(self, kind: ItemsKind, shape: tuple[int, ...], layout: Layout | None) -> Codec:
+        """The codec, told what the columns are. Raises :class:`TeacherError` for what is not of the kind."""
+        if layout is None:
+            raise TeacherError(
+                f"the teacher does not say what the columns of {self.name!r} {shape} mean, as {kind.name} need: give "
+                f"it layouts, such as {{{self.name!r}: softcache.Layout(…)}}"
+            )
+        if why := kind.refuses(layout, shape):
+            raise TeacherError(
+                f"target {self.name!r} gives rows of shape {shape}, which are no {kind.name}: {why}"
+            )
+        assert isinstance(self.codec.codec, All)  # no other codec serves these kinds
+        return self.codec.codec.laid_out(layout)
+
+    def _kind_of(self, shape: tuple[int, ...], layout: Layout | None) -> str:
+        last, of_items = self.name.rpartition(".")[2], [k.name for k in ITEMS]
+        if layout is not None or isinstance(self.codec.codec, All):
+            if last in of_items:
+                return last
+            raise TeacherError(
+                f"the target {self.name!r} is of many items: say of which kind, such as {self.name}:{of_items[0]}="
+                f"{self.codec.spec} (known: {', '.join(of_items)})"
+            )
         if is_logits(self.name):
             return "logits"
         for kind in ("feature_map", "embedding"):
@@ -97,13 +131,19 @@ class Target:
     def law(self) -> str:
         return KINDS[self.kind].law
 
-    def decode(self, fields: Fields) -> Any:
-        """Encoded rows → what they mean: :class:`Logits`, a feature map, an embedding."""
-        return self.wrap(self.codec.decode(fields, self.shape))
+    @property
+    def layout(self) -> Layout | None:
+        """What the columns mean, of a target of many items."""
+        return getattr(self.codec, "layout", None)
 
-    def wrap(self, values: Decoded) -> Any:
-        """What float32 rows mean, or what ``topk`` and ``argmax`` keep of them."""
-        return KINDS[self.kind].wrap(values)
+    def decode(self, fields: Fields) -> Any:
+        """Encoded rows → what they mean: :class:`Logits`, a feature map, an embedding, :class:`Items`."""
+        return KINDS[self.kind].wrap(self.codec.decode(fields, self.shape))
+
+    def wrap(self, values: np.ndarray) -> Any:
+        """What the teacher's rows mean, float32 ``(n, *shape)``: as :meth:`decode`, but with nothing rounded."""
+        exact = getattr(self.codec, "exact", None)
+        return KINDS[self.kind].wrap(values if exact is None else exact(values))
 
     def identity(self) -> dict[str, Any]:
         return {
@@ -112,13 +152,17 @@ class Target:
             "kind": self.kind,
             "law": self.law,
             "shape": list(self.shape),
+            "layout": None if self.layout is None else self.layout.identity(),
         }
 
     @classmethod
     def from_identity(cls, name: str, stored: Mapping[str, Any]) -> Target:
         """The target that :meth:`identity` described; :class:`MismatchError` when this version cannot read it."""
+        layout = stored.get("layout")
         try:
-            target = request(f"{name}:{stored['kind']}={stored['codec']}").resolve(tuple(stored["shape"]))
+            found = None if layout is None else Layout.from_identity(layout)
+            asked = request(f"{name}:{stored['kind']}={stored['codec']}")
+            target = asked.resolve(tuple(stored["shape"]), found)
             target.codec.fields(target.shape)
         except SoftcacheError as e:
             raise MismatchError(f"this softcache does not read the target {name!r}: {e}") from e

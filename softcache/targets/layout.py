@@ -10,10 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from softcache.errors import TeacherError
+from softcache.errors import SpecError, TeacherError, nearest
 
 COLUMNS = ("logits", "objectness", "boxes", "distribution", "embedding", "reference", "deltas")
 SCORES = ("sigmoid", "softmax")
+MAX_COLUMNS = 1 << 16
+_COUNTS = {
+    "objectness": (1, 1),
+    "boxes": (4, 4),
+    "reference": (4, 4),
+    "distribution": (4, MAX_COLUMNS),
+}  # what a count is a multiple of, and at most
 
 
 @dataclass(frozen=True)
@@ -42,14 +49,33 @@ class Layout:
     _slices: dict[str, slice] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        unknown = [name for name in self.columns if name not in COLUMNS]
-        if unknown or self.score not in SCORES:
-            raise TeacherError(
-                f"a layout has columns of {', '.join(COLUMNS)} and a score of {', '.join(SCORES)}"
-            )
+        object.__setattr__(self, "columns", dict(self.columns))
+        object.__setattr__(self, "levels", tuple((int(h), int(w)) for h, w in self.levels))
+        if wrong := self._wrong():
+            raise TeacherError(f"the layout of a target of many items: {wrong}")
         ends = list(accumulate(self.columns.values()))
         starts = [0, *ends[:-1]]
         object.__setattr__(self, "_slices", dict(zip(self.columns, map(slice, starts, ends), strict=True)))
+
+    def _wrong(self) -> str | None:
+        """What is wrong with it, in words."""
+        for name, count in self.columns.items():
+            if name not in COLUMNS:
+                return f"unknown columns {name!r}{nearest(name, COLUMNS)}"
+            each, most = _COUNTS.get(name, (1, MAX_COLUMNS))
+            if type(count) is not int or not 1 <= count <= most or count % each:
+                return f"{count!r} columns of {name}"
+        if not self.columns or self.score not in SCORES:
+            return f"no columns, or the score {self.score!r} which is none of {', '.join(SCORES)}"
+        logits = self.columns.get("logits", 0)
+        if self.background is not None and not (0 <= self.background < logits and logits > 1):
+            return f"the background {self.background} beside the classes is none of its {logits} logits"
+        sides = [side for level in self.levels for side in level]
+        if len(sides) > 128 or not all(1 <= side <= 1 << 15 for side in sides):
+            return f"its levels are {self.levels}"
+        if not 1 <= self.layers <= 1 << 10 or len(self.head) > 200:
+            return f"{self.layers} layers of the head {self.head[:200]!r}"
+        return None
 
     @property
     def width(self) -> int:
@@ -61,6 +87,16 @@ class Layout:
         """How many items the levels make, None without levels."""
         return sum(map(prod, self.levels)) if self.levels else None
 
+    @property
+    def classes(self) -> int:
+        """Class logits but the background; 0 where there are none."""
+        return self.columns.get("logits", 0) - (self.background is not None)
+
+    @property
+    def scored(self) -> bool:
+        """Do its columns tell one item's score from another's?"""
+        return "logits" in self.columns or "objectness" in self.columns
+
     def part(self, values: np.ndarray, name: str) -> np.ndarray:
         """The columns ``name`` of ``values`` ``(…, items, width)``: a view."""
         return values[..., self._slices[name]]
@@ -70,7 +106,14 @@ class Layout:
         return ((name, self.part(values, name)) for name in self.columns)
 
     def scores(self, parts: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Probabilities of the classes but the background, ``(…, items, classes)``, from ``logits`` and ``objectness``."""
+        """Probabilities of the classes but the background, ``(…, items, classes)``, from ``logits`` and ``objectness``.
+
+        Without logits, of being an object at all: ``(…, items, 1)``. Raises :class:`SpecError` where it is not ``scored``.
+        """
+        if not self.scored:
+            raise SpecError(f"items of {', '.join(self.columns)} have no scores: they have no logits")
+        if "logits" not in parts:
+            return _sigmoid(parts["objectness"])
         logits = parts["logits"]
         if self.score == "softmax":
             p = np.exp(logits - logits.max(axis=-1, keepdims=True))
@@ -84,19 +127,18 @@ class Layout:
     def identity(self) -> dict[str, Any]:
         """As JSON-able values; :meth:`from_identity` is the inverse."""
         return {
-            "columns": [[name, count] for name, count in self.columns.items()],  # their order counts
+            "columns": list(self.columns.items()),  # their order counts
             "score": self.score,
             "background": self.background,
-            "levels": [list(level) for level in self.levels],
+            "levels": list(self.levels),
             "layers": self.layers,
             "head": self.head,
         }
 
     @classmethod
     def from_identity(cls, stored: Mapping[str, Any]) -> Layout:
-        columns = {str(name): int(count) for name, count in stored["columns"]}
-        levels = tuple((int(h), int(w)) for h, w in stored["levels"])
-        return cls(columns, stored["score"], stored["background"], levels, stored["layers"], stored["head"])
+        """Raises :class:`TeacherError` for what no teacher says."""
+        return cls(**{**stored, "columns": dict(stored["columns"])})
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:

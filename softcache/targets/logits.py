@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from softcache.codecs import Decoded, HardLabels, SparseLogits
+from softcache.codecs import HardLabels, SparseLogits
 from softcache.errors import SpecError
 
 
@@ -53,5 +53,5 @@ class LogitsKind:
     def accepts(self, shape: tuple[int, ...]) -> bool:
         return len(shape) == 1
 
-    def wrap(self, values: Decoded) -> Logits | SparseLogits | HardLabels:
+    def wrap(self, values: np.ndarray | SparseLogits | HardLabels) -> Logits | SparseLogits | HardLabels:
         return Logits(values) if isinstance(values, np.ndarray) else values

@@ -4,6 +4,9 @@ A teacher is called with uint8 pixels ``(B, H, W, 3)`` RGB at ``input_spec.size`
 ``{"logits": float32 (B, C), …}``: its output as ``logits``, and each module it was asked to tap by name. It has
 ``identity()``, everything about it that changes its answers.
 
+A detector has ``layouts`` besides, by the name of each of its answers of many items ``(B, items, columns)``: what the
+columns mean, known before it is called.
+
 Only this package imports a teacher's library, and only when such a teacher is loaded.
 """
 
@@ -22,8 +25,9 @@ import numpy as np
 
 from softcache.errors import SpecError, TeacherError, suggest
 from softcache.manifest import InputSpec, TeacherId
+from softcache.targets import Layout
 
-__all__ = ["TEACHERS", "Options", "Teacher", "load"]
+__all__ = ["TEACHERS", "Options", "Teacher", "layouts_of", "load"]
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,7 @@ class Teacher(Protocol):
     input_spec: InputSpec
     classes: tuple[str, ...] | None
     probed: bool  # is its answer to a picture of noise part of its identity?
+    # and, where it has any, ``layouts: Mapping[str, Layout]``: see layouts_of
 
     def __call__(self, pixels: np.ndarray) -> dict[str, np.ndarray]: ...
     def identity(self) -> TeacherId: ...
@@ -115,6 +120,17 @@ def load(teacher: str | Callable[..., Any], options: Options) -> Teacher:
             f"cannot import {head!r} for the teacher {teacher!r}, and it is none of {kinds}{hint}"
         )
     return load_factory(teacher, options)
+
+
+def layouts_of(teacher: Any) -> dict[str, Layout]:
+    """What a teacher, or somebody's module or callable, says of its targets of many items. Raises :class:`TeacherError`."""
+    found = dict(getattr(teacher, "layouts", None) or {})
+    for name, layout in found.items():
+        if not isinstance(layout, Layout):
+            raise TeacherError(
+                f"the layouts of a teacher are softcache.Layout by target, and of {name!r} a {type(layout).__name__}"
+            )
+    return found
 
 
 def failure(name: str, pixels: np.ndarray, e: Exception) -> TeacherError:

@@ -1,10 +1,16 @@
-"""A teacher's classes and a source's, matched by name: logits are cached in the source's order."""
+"""A teacher's classes and a source's, matched by name: logits are cached in the source's order.
+
+A detector often has more logits than classes: COCO's numbers go to 90 with holes (``N/A``), and one may mean that there
+is nothing (``__background__``, or the one that its layout calls the background, named or not). Holes are left out, the
+background that the layout names comes last.
+"""
 
 from __future__ import annotations
 
 import ast
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +18,11 @@ import numpy as np
 
 from softcache.errors import MismatchError, SpecError, nearest
 from softcache.manifest import InputSpec, TeacherId
-from softcache.targets import is_logits
-from softcache.teachers import Teacher
+from softcache.targets import Layout, is_logits
+from softcache.teachers import Teacher, layouts_of
 
 _SHOWN = 20
+_NONE = ("N/A", "__background__", "background", "")  # what is no class, in the lists of detectors
 
 
 def names_of(value: Any) -> tuple[str, ...] | None:
@@ -79,20 +86,69 @@ def aligned(
     ours = said or names_of(teacher.classes)
     if ours is None or wanted is None:
         return teacher
-    if len(set(ours)) < len(ours):
-        twice = next(name for i, name in enumerate(ours) if name in ours[:i])
-        raise SpecError(f"the teacher's class {twice!r} is named twice: every class needs a name of its own")
-    _check(ours, wanted)
-    if ours == wanted:
-        say(f"{len(ours)} classes, the teacher's names in the source's order")
+    found, width, background = _columns(teacher, ours, wanted)
+    _check(tuple(found), wanted)
+    columns = tuple(found[name] for name in wanted)
+    last = () if background is None else (background,)
+    if (*columns, *last) == tuple(range(width)):
+        say(f"{len(wanted)} classes, the teacher's names in the source's order")
         return teacher
-    columns = tuple(ours.index(name) for name in wanted)
-    moved = [f"{name} {c}→{i}" for i, (name, c) in enumerate(zip(wanted, columns, strict=True)) if c != i]
-    more = f", and {len(moved) - _SHOWN} more" if len(moved) > _SHOWN else ""
+    without = width - len(columns) - len(last)
+    more = f"; {without} that are no classes are left out" if without else ""
+    more += "; the background comes last" if last else ""
     say(
-        f"{len(ours)} classes matched by name, the teacher's → the source's: {', '.join(moved[:_SHOWN])}{more}"
+        f"{len(wanted)} classes matched by name, the teacher's → the source's: {_moves(wanted, columns)}{more}"
     )
     return Permuted(teacher, columns)
+
+
+def _columns(
+    teacher: Teacher, ours: tuple[str, ...], wanted: tuple[str, ...]
+) -> tuple[dict[str, int], int, int | None]:
+    """Where among the teacher's logits each of its classes is; how many there are; the background its layouts name."""
+    heads = {(one.columns["logits"], one.background) for one in layouts_of(teacher).values() if one.classes}
+    if len(heads) > 1:
+        counts = " and ".join(str(count) for count, _ in sorted(heads, key=str))
+        raise MismatchError(
+            f"the teacher's heads answer {counts} logits: its classes are not the same for all; keep them as they are with "
+            "--ignore-labels"
+        )
+    width, background = heads.pop() if heads else (len(ours), None)
+    places = [i for i in range(width) if i != background or len(ours) == width]
+    if len(places) != len(ours):
+        raise MismatchError(
+            f"the teacher answers {width} logits and {len(ours)} classes are named: are these its classes?"
+        )
+    skipped = set(_NONE) - set(wanted) if heads else set()
+    found: dict[str, int] = {}
+    for name, place in zip(ours, places, strict=True):
+        if name in skipped or place == background:
+            continue
+        if name in found:
+            raise SpecError(
+                f"the teacher's class {name!r} is named twice: every class needs a name of its own"
+            )
+        found[name] = place
+    return found, width, background
+
+
+def _moves(wanted: tuple[str, ...], columns: tuple[int, ...]) -> str:
+    """Every class that moves, neighbours that stay so together: ``bee 3→1, cow … eel 5 … 7→2 … 4``."""
+    runs: list[tuple[int, int]] = []
+    for i, column in enumerate(columns):
+        if column == i:
+            continue
+        if runs and runs[-1][1] == i - 1 and columns[i - 1] == column - 1:
+            runs[-1] = (runs[-1][0], i)
+        else:
+            runs.append((i, i))
+    spans = [
+        f"{wanted[a]} {columns[a]}→{a}"
+        if a == b
+        else f"{wanted[a]} … {wanted[b]} {columns[a]} … {columns[b]}→{a} … {b}"
+        for a, b in runs
+    ]
+    return ", ".join(spans[:_SHOWN]) + (f", and {len(spans) - _SHOWN} more" if len(spans) > _SHOWN else "")
 
 
 def _check(ours: tuple[str, ...], wanted: tuple[str, ...]) -> None:
@@ -121,18 +177,28 @@ def _told(names: list[str]) -> str:
 
 
 class Permuted:
-    """A teacher whose logits are put in another order: class i is its column ``columns[i]``."""
+    """A teacher whose logits are put in another order: class i is its column ``columns[i]``. A detector's background, where
+    its layout names one, follows them; other logits of its items are left out."""
 
     def __init__(self, teacher: Teacher, columns: Sequence[int]):
         self.teacher, self.columns = teacher, list(columns)
         self.probed = teacher.probed
         self.input_spec: InputSpec = teacher.input_spec
         self.classes: tuple[str, ...] | None = None  # those of the source
+        found = {name: _ordered(one, self.columns) for name, one in layouts_of(teacher).items()}
+        self.layouts = {name: one for name, (one, _) in found.items()}
+        self._of_items = {name: take for name, (_, take) in found.items()}
 
     def __call__(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
-        return {n: self._ordered(v) if is_logits(n) else v for n, v in self.teacher(pixels).items()}
+        said = dict(self.teacher(pixels))
+        for name, value in said.items():
+            if name in self._of_items:
+                said[name] = value[..., self._of_items[name]]
+            elif is_logits(name):
+                said[name] = self._logits(value)
+        return said
 
-    def _ordered(self, logits: np.ndarray) -> np.ndarray:
+    def _logits(self, logits: np.ndarray) -> np.ndarray:
         if logits.shape[1:] != (len(self.columns),):
             raise MismatchError(
                 f"the teacher answers {logits.shape[1:]} logits and {len(self.columns)} classes are named: "
@@ -145,3 +211,21 @@ class Permuted:
 
     def libraries(self) -> dict[str, str]:
         return self.teacher.libraries()
+
+
+def _ordered(layout: Layout, columns: list[int]) -> tuple[Layout, np.ndarray]:
+    """A layout with its classes in this order, and where its columns were. Boxes of every class follow their class."""
+    if not layout.classes:
+        return layout, np.arange(layout.width)
+    logits, last = layout.columns["logits"], [] if layout.background is None else [layout.background]
+    kept = np.array([*columns, *last])
+    take: dict[str, np.ndarray] = {}
+    for name, at in layout.parts(np.arange(layout.width)):
+        if name == "logits":
+            at = at[kept]
+        elif name == "deltas" and len(at) == 4 * logits:
+            at = at.reshape(logits, 4)[kept].ravel()
+        take[name] = at
+    counts = {name: len(at) for name, at in take.items()}
+    background = len(columns) if last else None
+    return replace(layout, columns=counts, background=background), np.concatenate(list(take.values()))

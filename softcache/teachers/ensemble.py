@@ -18,7 +18,7 @@ from softcache import spec
 from softcache.errors import MismatchError, SpecError, TeacherError
 from softcache.manifest import InputSpec, MemberId, TeacherId
 from softcache.targets import is_logits
-from softcache.teachers import Options, Teacher, load
+from softcache.teachers import Options, Teacher, layouts_of, load
 from softcache.teachers.classes import Permuted
 
 Asked = str | Callable[..., Any]
@@ -92,7 +92,8 @@ def _taps(taps: tuple[str, ...], members: int) -> list[tuple[str, ...]]:
 class Ensemble:
     """``logits``, the mean of the members'; and what each says, under ``0.``, ``1.``, …, where it is asked for.
 
-    Each member normalises the same pixels by itself. ``input_spec`` is the first member's.
+    Each member normalises the same pixels by itself. ``input_spec`` is the first member's. Detectors have no mean: of
+    them there are ``0.detections``, ….
     """
 
     def __init__(self, members: Sequence[Teacher], options: Options):
@@ -101,6 +102,9 @@ class Ensemble:
         self.probed = any(m.probed for m in self.members)
         self.input_spec: InputSpec = self.members[0].input_spec
         self.classes = next((m.classes for m in self.members if m.classes is not None), None)
+        self.layouts = {
+            f"{i}.{name}": one for i, m in enumerate(self.members) for name, one in layouts_of(m).items()
+        }
         for number, member in enumerate(self.members):
             self._check(number, member)
 
@@ -120,6 +124,10 @@ class Ensemble:
 
     def __call__(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
         said = [member(pixels) for member in self.members]
+        named = {f"{i}.{name}": value for i, answer in enumerate(said) for name, value in answer.items()}
+        own = {n: v for n, v in named.items() if n in self._options.taps}
+        if not any("logits" in answer for answer in said):  # detectors: there is no mean of their items
+            return own
         for number, answer in enumerate(said):
             if "logits" not in answer or answer["logits"].shape != said[0]["logits"].shape:
                 told = ", ".join(
@@ -130,12 +138,8 @@ class Ensemble:
                     f"the teachers have logits of different shapes, so no mean (teacher {number} is the first to "
                     f"differ): {told}. Are they of the same classes?"
                 )
-        named = {f"{i}.{name}": value for i, answer in enumerate(said) for name, value in answer.items()}
         mean = np.stack([answer["logits"] for answer in said]).mean(axis=0, dtype=np.float64)
-        return {
-            "logits": mean.astype(np.float32),
-            **{n: v for n, v in named.items() if n in self._options.taps},
-        }
+        return {"logits": mean.astype(np.float32), **own}
 
     def identity(self) -> TeacherId:
         who = [m.identity() for m in self.members]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 
 from softcache.errors import SoftcacheError, SpecError, TeacherError, nearest, suggest
 from softcache.manifest import InputSpec, TeacherId
-from softcache.teachers import Options, failure, input_spec, weights
+from softcache.teachers import Options, failure, input_spec, layouts_of, weights
 from softcache.teachers.classes import names_of
 
 PRECISIONS = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -19,6 +20,8 @@ class ModuleTeacher:
     """Evaluation mode, no gradients; its output as ``logits`` and the tapped modules' outputs by name.
 
     Pixels are normalised on the device as ``(x / 255 - mean) / std``, channels in ``input_spec.color`` order.
+    A module that carries ``layouts`` may answer a mapping of names to tensors; what it is asked for is then its own
+    answer of that name, where no module is called so.
     A teacher whose network says more than logits derives from this, and has its own :meth:`_says` and :meth:`_answer`.
     """
 
@@ -31,6 +34,8 @@ class ModuleTeacher:
         self._format = weights.load(model, options, name)
         self.input_spec: InputSpec = input_spec(options, spec or getattr(model, "input_spec", None), name)
         self.classes = names_of(getattr(model, "classes", None))
+        self.layouts = layouts_of(model)
+        self._modules = dict(model.named_modules())
         self._device, self._model = _place(model.eval(), options.device)
         self._weights = weights.digest(model)
         self._tapped: dict[str, torch.Tensor] = {}
@@ -42,22 +47,30 @@ class ModuleTeacher:
 
     def _says(self, name: str) -> bool:
         """Is the target one of :attr:`own`? If not it is a module, which is tapped."""
-        return name == self.own
+        return name == self.own or (bool(self.layouts) and name not in self._modules)
 
     def _answer(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         """Normalised pixels ``(B, 3, H, W)`` on the device → :attr:`own`, by name, each ``(B, …)``."""
-        return {"logits": _logits_of(self._model(x), self._name)}
+        output = self._model(x)
+        if not self.layouts or not isinstance(output, Mapping):
+            return {"logits": _logits_of(output, self._name)}
+        wanted = [name for name in self._options.taps if self._says(name)]
+        for name in wanted:
+            if not isinstance(output.get(name), torch.Tensor):
+                raise TeacherError(
+                    f"the teacher {self._name} has no target {name!r}{nearest(name, output)}, nor a module of that name"
+                )
+        return {name: output[name] for name in (*wanted, *({"logits"} & output.keys()))}
 
     def _tap(self, names: tuple[str, ...]) -> None:
-        modules = dict(self._model.named_modules())
         for name in names:
-            if name not in modules or not name:
-                known = [n for n in modules if n and n.count(".") <= 1]
+            if name not in self._modules or not name:
+                known = [n for n in self._modules if n and n.count(".") <= 1]
                 raise TeacherError(
                     f"the teacher {self._name} has no target {name!r}{suggest(name, known)}; it has {self.own} and its "
                     f"modules: {', '.join(known[:30])}{', …' if len(known) > 30 else ''}"
                 )
-            modules[name].register_forward_hook(self._keeper(name))
+            self._modules[name].register_forward_hook(self._keeper(name))
 
     def _keeper(self, name: str) -> Any:
         def keep(_module: torch.nn.Module, _inputs: Any, output: Any) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from softcache.errors import SoftcacheError, SpecError, TeacherError, nearest
 from softcache.manifest import InputSpec, TeacherId
-from softcache.teachers import Options, Teacher, failure, input_spec
+from softcache.teachers import Options, Teacher, failure, input_spec, layouts_of
 from softcache.teachers.classes import names_of
 
 PRECISIONS = ("fp32", "fp16", "bf16")
@@ -31,8 +31,8 @@ def wrap(made: Any, name: str, options: Options, spec: Any = None) -> Teacher:
 class CallableTeacher:
     """``f(pixels)``, numpy uint8 ``(B, H, W, 3)`` RGB → logits ``(B, C)``, or a mapping of names to arrays.
 
-    It normalises by itself. It may carry ``input_spec``, ``classes`` and ``weights_digest`` (64 hex digits). Without
-    the last, its answer to a picture of noise is what tells one from another.
+    It normalises by itself. It may carry ``input_spec``, ``classes``, ``layouts`` and ``weights_digest`` (64 hex digits).
+    Without the last, its answer to a picture of noise is what tells one from another.
     """
 
     def __init__(self, function: Any, name: str, options: Options, spec: Any = None):
@@ -52,6 +52,7 @@ class CallableTeacher:
         # It normalises by itself, so only the size must be known.
         self.input_spec: InputSpec = input_spec(options, {"mean": (0, 0, 0), "std": (1, 1, 1), **found}, name)
         self.classes = names_of(getattr(function, "classes", None))
+        self.layouts = layouts_of(function)
 
     def __call__(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
         try:

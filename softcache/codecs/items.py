@@ -1,0 +1,247 @@
+"""``all`` and ``top(n, background=m)``: items of a detector (anchors, queries, proposals, probes), column by column.
+
+Both are bound to a :class:`~softcache.targets.layout.Layout` with :meth:`All.laid_out`, which says what the columns are;
+how each is encoded follows from that. A part ``logits`` becomes the fields ``logits``, ``logits_low``, ``logits_step``.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy as np
+
+from softcache.codecs.f16 import F16
+from softcache.codecs.fields import Field, Fields, class_dtype
+from softcache.codecs.fixed import Fixed
+from softcache.codecs.full import Full
+from softcache.codecs.int8 import Int8
+from softcache.errors import CodecError, SpecError, nearest
+
+if TYPE_CHECKING:
+    from softcache.targets.layout import Layout
+
+KINDS = ("detections", "queries", "probes", "proposals")
+_LOGITS = ("u8", "f16")
+_FEW = 4  # columns up to which a grid of bytes takes as much as halves, or more
+_ROWS = 8  # encoded at a time: a row may be 5 MB
+
+
+@dataclass(frozen=True)
+class Items:
+    """Items of a row, or of several.
+
+    Attributes:
+        layout: what the parts mean.
+        index: int64 ``(…, K)``, an item's number in the teacher's order.
+        weight: float32 ``(…, K)``, how many items each stands for: 1, but for ``top``'s background.
+        parts: by name, float32 ``(…, K, columns)``.
+    """
+
+    layout: Layout
+    index: np.ndarray
+    weight: np.ndarray
+    parts: Mapping[str, np.ndarray]
+
+    @classmethod
+    def whole(cls, layout: Layout, values: np.ndarray) -> Items:
+        """All items of a teacher's answer, float32 ``(…, items, layout.width)``."""
+        index = np.broadcast_to(np.arange(values.shape[-2]), values.shape[:-1]).copy()
+        return cls(layout, index, np.ones(index.shape, np.float32), dict(layout.parts(values)))
+
+    def __getitem__(self, row: int) -> Items:
+        return Items(
+            self.layout, self.index[row], self.weight[row], {n: v[row] for n, v in self.parts.items()}
+        )
+
+    def take(self, places: np.ndarray) -> Items:
+        """Those at ``places``, int64 ``(…, k)`` into the K."""
+        index, weight = (np.take_along_axis(a, places, axis=-1) for a in (self.index, self.weight))
+        parts = {n: np.take_along_axis(v, places[..., None], axis=-2) for n, v in self.parts.items()}
+        return Items(self.layout, index, weight, parts)
+
+    def layer(self, number: int) -> Items:
+        """The items of one layer of ``layout.layers``; −1 is the last. Needs all items, as ``all`` keeps them."""
+        each = self.index.shape[-1] // self.layout.layers
+        first = range(self.layout.layers)[number] * each
+        return self.take(np.broadcast_to(np.arange(first, first + each), (*self.index.shape[:-1], each)))
+
+    def scores(self) -> np.ndarray:
+        """Probabilities of the classes but the background, float32 ``(…, K, classes)``."""
+        return self.layout.scores(self.parts)
+
+    def level(self) -> np.ndarray:
+        """Which of ``layout.levels`` an item stands on, int64 ``(…, K)``. :class:`SpecError` where there are none."""
+        return np.searchsorted(self._starts(), self.index, side="right") - 1
+
+    def cell(self) -> np.ndarray:
+        """The row and the column of its cell there, int64 ``(…, K, 2)``."""
+        level = self.level()
+        widths = np.array([w for _, w in self.layout.levels])
+        return np.stack(np.divmod(self.index - self._starts()[level], widths[level]), axis=-1)
+
+    def _starts(self) -> np.ndarray:
+        if not self.layout.levels:
+            raise SpecError("these items have no cells: their teacher has no grid of anchors")
+        return np.cumsum([0, *(h * w for h, w in self.layout.levels)])[:-1]
+
+    def dense(self) -> np.ndarray:
+        """The parts side by side, as the teacher says them: float32 ``(…, K, layout.width)``."""
+        return np.concatenate([self.parts[name] for name in self.layout.columns], axis=-1)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Everything by name, as arrays that a DataLoader stacks."""
+        return {"index": self.index, "weight": self.weight, **self.parts}
+
+
+@dataclass(frozen=True)
+class All:
+    """Every item, in the teacher's order.
+
+    ``boxes`` and ``reference`` are fixed point (:class:`.Fixed`), ``embedding`` and ``deltas`` ``int8`` with a scale an
+    item; other columns are bytes on a grid an item (``full(u8)``), or halves where there are at most four, and the
+    ``logits`` where ``logits=f16`` asks for it. Bounds are theirs.
+    """
+
+    logits: str = field(default="u8", kw_only=True)
+    layout: Layout | None = field(default=None, init=False)
+
+    version: ClassVar[int] = 1
+    kinds: ClassVar[tuple[str, ...]] = KINDS
+    limit: ClassVar[float] = Full.limit
+
+    def __post_init__(self) -> None:
+        if self.logits not in _LOGITS:
+            raise SpecError(f"logits={self.logits}: unknown number type{nearest(self.logits, _LOGITS)}")
+
+    def laid_out(self, layout: Layout) -> Self:
+        """The same codec for items of this layout."""
+        bound = copy.copy(self)
+        object.__setattr__(bound, "layout", layout)
+        return bound
+
+    @property
+    def _layout(self) -> Layout:
+        if self.layout is None:
+            raise CodecError(
+                "all and top keep items whose columns the teacher names, and here is no layout of them"
+            )
+        return self.layout
+
+    def _parts(self, kept: int) -> Iterator[tuple[str, Any, tuple[int, int]]]:
+        """(name, codec, shape) of every part."""
+        for name, columns in self._layout.columns.items():
+            yield name, self._codec(name, columns), (kept, columns)
+
+    def _codec(self, name: str, columns: int) -> Fixed | Int8 | F16 | Full:
+        if name in ("boxes", "reference"):
+            return Fixed()
+        if name in ("embedding", "deltas"):
+            return Int8()
+        halves = columns <= _FEW or (name == "logits" and self.logits == "f16")
+        return F16() if halves else Full("u8")
+
+    def _chosen(self, items: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """Which places in the order of the scores are kept, and their weights; None for all, in the teacher's order."""
+        return None
+
+    def fields(self, shape: tuple[int, ...]) -> tuple[Field, ...]:
+        if len(shape) != 2 or shape[1] != self._layout.width:
+            raise CodecError(
+                f"items are (items, {self._layout.width}) by their layout, and the teacher gives {shape}"
+            )
+        chosen = self._chosen(shape[0])
+        kept = shape[0] if chosen is None else len(chosen[0])
+        found = [] if chosen is None else [Field("index", class_dtype(shape[0]), (kept,))]
+        for part, codec, (_, columns) in self._parts(kept):
+            if isinstance(codec, Full):  # of each item
+                each = codec.fields((columns,))
+                found += [Field(_name(part, f.name), f.dtype, (kept, *f.shape)) for f in each]
+            else:
+                found += [Field(_name(part, f.name), f.dtype, f.shape) for f in codec.fields((kept, columns))]
+        return tuple(sorted(found, key=lambda f: f.name))
+
+    def encode(self, values: np.ndarray) -> Fields:
+        pieces = [self._encode(values[i : i + _ROWS]) for i in range(0, max(len(values), 1), _ROWS)]
+        return {f: np.concatenate([piece[f] for piece in pieces]) for f in pieces[0]}
+
+    def _encode(self, values: np.ndarray) -> Fields:
+        found: Fields = {}
+        if (chosen := self._chosen(values.shape[1])) is not None:
+            score = self._layout.scores(dict(self._layout.parts(values))).max(axis=-1)
+            index = np.argsort(-score, axis=-1, kind="stable")[:, chosen[0]]
+            found["index"] = index.astype(class_dtype(values.shape[1]))
+            values = values[np.arange(len(values))[:, None], index]
+        for part, codec, _ in self._parts(values.shape[1]):
+            encoded = codec.encode(self._layout.part(values, part))
+            found |= {_name(part, f): one for f, one in encoded.items()}
+        return found
+
+    def decode(self, fields: Fields, shape: tuple[int, ...]) -> Items:
+        chosen = self._chosen(shape[0])
+        weight = np.ones(shape[0]) if chosen is None else chosen[1]
+        decoded = {
+            part: codec.decode(_of(fields, part), each) for part, codec, each in self._parts(len(weight))
+        }
+        rows = (len(next(iter(decoded.values()))), len(weight))
+        index = (
+            fields["index"].astype(np.int64) if chosen else np.broadcast_to(np.arange(shape[0]), rows).copy()
+        )
+        return Items(self._layout, index, np.broadcast_to(weight, rows).astype(np.float32), decoded)
+
+    def bound(self, fields: Fields, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
+        """Of each part, broadcastable to ``(n, K, columns)``."""
+        chosen = self._chosen(shape[0])
+        kept = shape[0] if chosen is None else len(chosen[0])
+        return {part: codec.bound(_of(fields, part), each) for part, codec, each in self._parts(kept)}
+
+    def exact(self, values: np.ndarray) -> Items:
+        """Items of dense rows, all of them, nothing rounded."""
+        return Items.whole(self._layout, values)
+
+
+@dataclass(frozen=True)
+class Top(All):
+    """The ``n`` items of the highest score, in falling order (the lower number first where two are equal), and
+    ``background`` of the others.
+
+    The others, in falling order, are cut into so many strata of equal size (but for one item); of each the middle
+    one is kept, and its weight is the size of its stratum, so that all weights add up to all items. Nothing is drawn.
+    """
+
+    n: int
+    background: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, value, least in (("n", self.n, 1), ("background", self.background, 0)):
+            if type(value) is not int or value < least:
+                raise SpecError(f"top: {name} must be a whole number of at least {least}, not {value!r}")
+
+    def _chosen(self, items: int) -> tuple[np.ndarray, np.ndarray]:
+        rest = items - self.n
+        if self.background > rest:
+            also = f" and {self.background} of the background" if self.background else ""
+            raise CodecError(
+                f"top keeps {self.n} items{also}, and the teacher gives {items}: at most {items} together, or keep "
+                "all of them with all"
+            )
+        if not self._layout.scored or self._layout.layers > 1:
+            why = "those of several layers are the same ones" if self._layout.scored else "these have none"
+            raise CodecError(f"top chooses items by their scores, and {why}: keep all of them with all")
+        cuts = self.n + np.arange(self.background + 1) * rest // max(self.background, 1)
+        middles = (cuts[:-1] + cuts[1:]) // 2
+        weight = np.concatenate([np.ones(self.n), np.diff(cuts)])
+        return np.concatenate([np.arange(self.n), middles]), weight
+
+
+def _name(part: str, field: str) -> str:
+    return part if field == "value" else f"{part}_{field}"
+
+
+def _of(fields: Fields, part: str) -> Fields:
+    """The fields of a part, by the names that its codec gave them."""
+    known = ("value", "low", "step", "scale")
+    return {f: fields[_name(part, f)] for f in known if _name(part, f) in fields}
