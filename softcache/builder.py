@@ -83,8 +83,8 @@ def build(
     Args:
         out: the cache's folder.
         source: a path, a map-style dataset, or a :class:`~softcache.Source`.
-        teacher: ``torchvision:NAME``, ``timm:NAME``, ``onnx:FILE``, ``package.module:factory``, a module or any
-            callable; or a list of those, which run as one: see :mod:`softcache.teachers.ensemble`.
+        teacher: ``torchvision:NAME``, ``timm:NAME``, ``onnx:FILE``, ``ultralytics:FILE``, ``package.module:factory``, a
+            module or any callable; or a list of those, which run as one: see :mod:`softcache.teachers.ensemble`.
         recipe: how views are made, e.g. ``"crop(32, pad=4)|flip"``.
         targets: what to keep: ``{"logits": "full(u8)", "layer3": "int8"}``; a name other than ``logits`` is a module.
         views: views of each image. seed: keys the views and the order on disk.

@@ -25,10 +25,13 @@ BUILD: dict[str, tuple[str | None, str]] = {
     "label_column": ("NAME", "and the one that holds the labels"),
     "teacher": (
         "SPEC",
-        "torchvision:NAME, timm:NAME, onnx:FILE or package.module:factory; said several times, they run as one",
+        "torchvision:NAME, timm:NAME, onnx:FILE, ultralytics:FILE, package.module:factory; several run as one",
     ),
     "weights": ("FILE", "the teacher's weights, .safetensors; once for each of several teachers"),
-    "allow_pickle": (None, "allow --weights to be a pickle (recorded in the cache)"),
+    "allow_pickle": (
+        None,
+        "allow --weights, or the teacher's own file, to be a pickle (recorded in the cache)",
+    ),
     "recipe": (
         "SPEC",
         "how views are made, such as 'crop(32, pad=4)|flip' or 'random_resized_crop(224)|flip'",

@@ -84,7 +84,7 @@ class Teacher(Protocol):
 
 
 # name before the colon → module of this package with ``load(name, options)``
-TEACHERS = {"onnx": "onnx", "timm": "timm", "torchvision": "torchvision"}
+TEACHERS = {"onnx": "onnx", "timm": "timm", "torchvision": "torchvision", "ultralytics": "ultralytics"}
 
 
 def load(teacher: str | Callable[..., Any], options: Options) -> Teacher:
