@@ -9,6 +9,7 @@ after them pixel ops (:mod:`.pixelop`), done on the pixels that were resampled; 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -41,6 +42,8 @@ from softcache.recipe.view import MAX_PARAMETERS, MAX_PIXELS, View
 from softcache.recipe.zoom_out import ZoomOut
 
 __all__ = ["OPS", "Recipe", "View", "render"]
+
+_COUNT = re.compile(r"\s*[1-9][0-9]{0,6}\s*")  # of views: there are never more than 2**20
 
 OPS: Mapping[str, type[Op]] = {
     "center_crop": CenterCrop,
@@ -181,7 +184,7 @@ def _phases(text: str) -> tuple[Phase, ...]:
     phases, first = [], 0
     for part in before:
         count, colon, chain = part.partition(":")
-        if not colon or not count.strip().isdecimal() or not int(count):
+        if not colon or not _COUNT.fullmatch(count):
             raise SpecError(
                 f"the phase {part.strip()!r} of {text!r} does not say how many views it is for: write '8: A; B', A for "
                 "the first eight views and B for the rest"

@@ -99,10 +99,10 @@ class Canvas:
         """The canvas with more to be done on its pixels."""
         return replace(self, ops=self.ops + ops)
 
-    def view(self, image_height: int, image_width: int, parameters: int) -> View:
+    def view(self, image_height: int, image_width: int, parameters: int = 0) -> View:
         """The view with its rectangle rounded to whole source pixels, at least one each way.
 
-        Its ops are padded to ``parameters`` numbers.
+        Its ops are padded to at least ``parameters`` numbers.
         """
         x, width = _round(self.left, self.right)
         y, height = _round(self.top, self.bottom)

@@ -41,9 +41,9 @@ DEGREE = 100
 GREY = 128  # what is erased is filled with
 
 
-def filled(ops: Sequence[int]) -> tuple[int, Sequence[int]]:
-    """What is shown outside the image, 0 … 255, and the ops without the FILL that says so; without one it is black."""
-    return (ops[1], ops[2:]) if len(ops) > 1 and ops[0] == Op.FILL and 0 <= ops[1] <= 255 else (0, ops)
+def filled(ops: Sequence[int]) -> tuple[int | None, Sequence[int]]:
+    """What FILL says is shown outside the image, 0 … 255, and the ops after it; None without one, which is black."""
+    return (ops[1], ops[2:]) if len(ops) > 1 and ops[0] == Op.FILL and 0 <= ops[1] <= 255 else (None, ops)
 
 
 def fraction(part: float, whole: float) -> int:

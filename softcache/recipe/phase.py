@@ -49,7 +49,12 @@ class Phase:
         steps = tuple((call.name, specs.construct(call, known, "recipe op")) for call in calls)
         _check_order(steps)
         _check_fills(steps)
-        return cls(first, steps)
+        phase = cls(first, steps)
+        if phase.mixing and phase.size((1, 1)) is None:
+            raise SpecError(
+                f"{phase.spec!r} mixes views whose size is drawn: write a resize or a letterbox before {steps[-1][0]!r}"
+            )
+        return phase
 
     @property
     def spec(self) -> str:

@@ -20,8 +20,9 @@ def render(
 
     ``image`` is uint8 ``(H, W, 3)``. Crops the rectangle (black outside the image, or what the view's ``FILL`` says),
     mirrors it, and only where its size is not ``size`` resamples it with Pillow's antialiased bilinear filter
-    (integer arithmetic, the same on every machine). Then its pixel ops are done, at that size. A view
-    with a mix is mixed with the same of ``partner``, the image of the sample ``view.mix.partner``.
+    (integer arithmetic, the same on every machine; with ``FILL`` across first, and then down). Then its pixel ops are
+    done, at that size. A view with a mix is mixed with the same of ``partner``, the image of the sample
+    ``view.mix.partner``.
     Raises :class:`MismatchError` for an image of another size than the one the view was drawn for and
     for a partner that is missing, and :class:`DamageError` for ops that no recipe draws.
     """
@@ -45,37 +46,31 @@ def _alone(image: np.ndarray, view: View, size: tuple[int, int]) -> np.ndarray:
         )
     fill, ops = filled(view.ops)
     part = image[max(view.y, 0) : max(view.y + view.height, 0)]
-    part = _columns(part, view, fill)
+    part = _padded(part, 1, view.x, view.width, fill or 0)
     if view.flip:
         part = part[:, ::-1]
-    if (
-        len(part) < view.height
-    ):  # what is added below and above is of one grey: across, it need not be resampled
-        part = _rows(_resized(part, (len(part), size[1])), view, fill)
+    if fill is not None:
+        # across first, before rows are added: the rectangle around a long image may be very large
+        part = _resized(part, (len(part), size[1]))
+    part = _padded(part, 0, min(view.y, 0), view.height, fill or 0)
     part = _resized(part, size)
     # a copy: nobody writes into the source, and no stride is negative (torch refuses those)
     if np.may_share_memory(part, image) or not part.flags.c_contiguous:
         part = part.copy()
-    return _replayed(part, ops, fill) if any(ops) else part
+    return _replayed(part, ops, fill or 0) if any(ops) else part
 
 
-def _columns(part: np.ndarray, view: View, fill: int) -> np.ndarray:
-    """The columns of the rectangle."""
-    x, right = view.x, view.x + view.width
-    if x >= 0 and right <= view.image_width:
-        return part[:, x:right]
-    padded = np.full((len(part), view.width, 3), fill, np.uint8)
-    inside = part[:, max(x, 0) : max(right, 0)]
-    left = max(-x, 0)
-    padded[:, left : left + inside.shape[1]] = inside
-    return padded
-
-
-def _rows(part: np.ndarray, view: View, fill: int) -> np.ndarray:
-    """The rows of the rectangle, of which ``part`` are those inside the image."""
-    padded = np.full((view.height, part.shape[1], 3), fill, np.uint8)
-    top = max(-view.y, 0)
-    padded[top : top + len(part)] = part
+def _padded(part: np.ndarray, axis: int, start: int, length: int, fill: int) -> np.ndarray:
+    """``length`` rows (columns) from ``start``, those of ``part`` where there are any."""
+    inside = np.s_[max(start, 0) : max(start + length, 0)]
+    found = part[:, inside] if axis else part[inside]
+    if found.shape[axis] == length:
+        return found
+    shape = (len(part), length, 3) if axis else (length, part.shape[1], 3)
+    padded = np.full(shape, fill, np.uint8)
+    first = max(-start, 0)
+    place = np.s_[first : first + found.shape[axis]]
+    padded[(slice(None), place) if axis else place] = found
     return padded
 
 
