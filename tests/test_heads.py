@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from softcache.errors import SoftcacheError, SpecError, TeacherError
 from softcache.targets.layout import Layout
 from softcache.teachers import Options, heads, load
+from softcache.teachers.onnx import OnnxTeacher
 
 pytest.importorskip("onnxruntime")
 
@@ -97,17 +99,23 @@ DETECTORS = {
 }
 
 
+def detector(path: Path) -> OnnxTeacher:
+    teacher = load(f"onnx:{path}", Options(taps=("detections",)))
+    assert isinstance(teacher, OnnxTeacher)
+    return teacher
+
+
 def bus(shared_data: Path, size: tuple[int, int]) -> np.ndarray:
     from PIL import Image
 
     path = sorted((shared_data / "coco356" / "images" / "val2017").iterdir())[0]
-    return np.asarray(Image.open(path).convert("RGB").resize(size[::-1]))[None]
+    return np.asarray(Image.open(path).convert("RGB").resize((size[1], size[0])))[None]
 
 
 @pytest.mark.parametrize("name", DETECTORS)
 def test_a_real_detector_is_recognised(shared_data: Path, name: str):
     head, items, color = DETECTORS[name]
-    teacher = load(f"onnx:{shared_data / 'weights' / name}.onnx", Options(taps=("detections",)))
+    teacher = detector(shared_data / "weights" / f"{name}.onnx")
     layout = teacher.layouts["detections"]
     values = teacher(bus(shared_data, teacher.input_spec.size))["detections"]
     assert values.shape == (1, items, layout.width) and values.dtype == np.float32
@@ -124,13 +132,13 @@ def test_its_own_decoding_says_the_same(shared_data: Path):
 
     path = shared_data / "weights" / "deimv2_atto_coco_320.onnx"
     pixels = bus(shared_data, (320, 320))
-    teacher = load(f"onnx:{path}", Options(taps=("detections",)))
+    teacher = detector(path)
     layout = teacher.layouts["detections"]
     parts = dict(layout.parts(teacher(pixels)["detections"][0]))
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     feed = {"images": pixels.transpose(0, 3, 1, 2).astype(np.float32) / 255}
     feed["orig_target_sizes"] = np.array([[320, 320]])
-    labels, boxes, scores = session.run(["labels", "boxes", "scores"], feed)
+    labels, boxes, scores = map(np.asarray, session.run(["labels", "boxes", "scores"], feed))
     ours = layout.scores(parts)
     order = np.argsort(-ours.ravel(), kind="stable")[: scores.shape[1]]
     query, label = np.divmod(order, ours.shape[1])
@@ -141,7 +149,7 @@ def test_its_own_decoding_says_the_same(shared_data: Path):
 
 def test_a_graph_of_raw_outputs_needs_no_head(shared_data: Path):
     path = shared_data / "weights" / "deimv2_atto_coco_320.onnx"
-    unit = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+    unit: dict[str, Any] = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
     teacher = load(f"onnx:{path}", Options(taps=("pred_logits",), **unit))
     assert teacher(bus(shared_data, (320, 320)))["pred_logits"].shape == (1, 100, 80)
     with pytest.raises(SpecError, match="ask for that target"):
