@@ -21,6 +21,7 @@ _HOMES = {
     "build": "builder",
     "diff": "checker",
     "open": "several",
+    "overlay": "drawing",
     "pair": "canary",
     "plan": "pilot",
     "render": "recipe",
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from softcache.checker import diff as diff
     from softcache.checker import verify as verify
     from softcache.checker import verify_live as verify_live
+    from softcache.drawing import overlay as overlay
     from softcache.errors import SoftcacheError as SoftcacheError
     from softcache.pilot import plan as plan
     from softcache.recipe import Recipe as Recipe

@@ -32,6 +32,15 @@ The flags are those of build-cache, and so is a config file: softcache plan cifa
 
 Exit status 1 when the cache would not fit on the disk of -o."""
 
+OVERLAY_EXAMPLE = "example: softcache show caches/x --overlay pictures --source data/coco --split val2017"
+
+_OVERLAY_FLAGS: dict[str, tuple[type, str, str]] = {
+    "rows": (int, "N", "samples to draw, with all their views (8)"),
+    "ids": (str, "ID", "draw this sample; repeatable"),
+    "size": (int, "N", "pixels of a view's longer side; the teacher's by default"),
+    "min_score": (float, "S", "a teacher's boxes below this score are not drawn (0.3)"),
+}
+
 PLAN_FLAGS = (
     ("--pilot", 256, "samples to try, two views of each"),
     ("--epochs", 30, "that a student will be trained for, to compare with the teacher online"),
@@ -65,8 +74,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     _add_build(plan, planned=True)
     plan.set_defaults(run=_plan)
 
-    show = commands.add_parser("show", help="what a cache holds")
+    show = commands.add_parser("show", help="what a cache holds", epilog=OVERLAY_EXAMPLE)
     show.add_argument("cache", type=Path)
+    show.add_argument(
+        "--overlay", type=Path, metavar="DIR", help="draw it onto images of --source, PNG files in DIR"
+    )
+    for flag, (type_, metavar, help) in _OVERLAY_FLAGS.items():
+        action = "append" if flag == "ids" else "store"
+        spelled = flags.spelled(flag)
+        show.add_argument(spelled, dest=flag, type=type_, metavar=metavar, help=help, action=action)
+    for name in _SOURCE_FLAGS:
+        flags.add(show, name, default=None)
     show.set_defaults(run=_show)
 
     verify = commands.add_parser(
@@ -203,18 +221,48 @@ def _show(arguments: argparse.Namespace) -> int:
     from softcache.cache import open
     from softcache.card import summary, tell
 
-    found = summary(open(arguments.cache))
+    cache = open(arguments.cache)
+    pictures = _overlay(arguments, cache)
+    found = summary(cache)
     if arguments.json:
         print(json.dumps(found, indent=2))
-        return 0
-    for line in tell(found):
-        print("".join(c if c.isprintable() else "�" for c in line))  # names are whatever the cache says
+    else:
+        for line in tell(found):
+            print("".join(c if c.isprintable() else "�" for c in line))  # names are whatever the cache says
+    for path in pictures:
+        print(path, file=sys.stderr if arguments.json else sys.stdout)
     return 0
 
 
+def _overlay(arguments: argparse.Namespace, cache: Any) -> list[Path]:
+    """The pictures that were asked for."""
+    said = {name: getattr(arguments, name) for name in _OVERLAY_FLAGS if getattr(arguments, name) is not None}
+    if arguments.overlay is None:
+        for name in (*said, *(n for n in _SOURCE_FLAGS if getattr(arguments, n) is not None)):
+            raise SpecError(
+                f"{flags.spelled(name)} is for --overlay DIR, which draws what the cache holds onto images"
+            )
+        return []
+    from softcache.drawing import overlay
+
+    if arguments.source is None:
+        raise SpecError("--overlay needs --source: the cache holds no images")
+    return overlay(cache, _source(arguments, cache), arguments.overlay, **said)
+
+
+def _source(arguments: argparse.Namespace, cache: Any) -> Any:
+    """The source that the flags name; split and layout as the cache's, where they do not say."""
+    from softcache.source import Source
+
+    said = {name: getattr(arguments, name, None) for name in (*_SOURCE_FLAGS[1:], "limit")}
+    built = {name: cache.identity["source"][name] for name in ("split", "layout") if said[name] is None}
+    return Source(arguments.source, **said | built)
+
+
+_SOURCE_FLAGS = ("source", "split", "layout", "image_column", "label_column")
+
 _LIVE_FLAGS = (
-    "source", "split", "limit", "layout", "image_column", "label_column", "teacher", "weights", "allow_pickle",
-    "device", "input_size", "mean", "std", "color",
+    *_SOURCE_FLAGS, "limit", "teacher", "weights", "allow_pickle", "device", "input_size", "mean", "std", "color",
 )  # fmt: skip
 
 
@@ -241,7 +289,6 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 def _verify_live(arguments: argparse.Namespace, cache: Any) -> int:
     from softcache.checker import verify_live
-    from softcache.source import Source
     from softcache.teachers import Options
     from softcache.teachers.ensemble import assemble
 
@@ -250,9 +297,7 @@ def _verify_live(arguments: argparse.Namespace, cache: Any) -> int:
             raise SpecError(f"--live needs --{name}: the cache never loads its teacher by itself")
     if arguments.live < 1:
         raise SpecError(f"--live {arguments.live}: at least one row")
-    said = {k: getattr(arguments, k) for k in ("split", "limit", "layout", "image_column", "label_column")}
-    built = {k: cache.identity["source"][k] for k in ("split", "layout") if said[k] is None}
-    source = Source(arguments.source, **said | built)
+    source = _source(arguments, cache)
     said = {
         k: getattr(arguments, k) for k in ("allow_pickle", "device", "input_size", "mean", "std", "color")
     }

@@ -81,7 +81,7 @@ def add(parser: argparse.ArgumentParser, name: str, default: Any) -> None:
 
 def spelled(name: str) -> str:
     """How it is written on the command line."""
-    return "--target" if name == "targets" else "--" + name.replace("_", "-")
+    return {"targets": "--target", "ids": "--id"}.get(name, "--" + name.replace("_", "-"))
 
 
 def _reader(name: str) -> Callable[[str], Any]:

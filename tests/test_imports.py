@@ -32,6 +32,7 @@ FLOORS = [
         "flags",
         "pilot",
         "adapter",
+        "drawing",
         "teachers",
     },
     {"testing", "cli"},
