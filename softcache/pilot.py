@@ -28,7 +28,7 @@ from softcache.recipe import Recipe
 from softcache.source import Source
 from softcache.store import Store
 
-VIEWS = 2  # of each of the pilot's samples
+VIEWS = 2  # of each of the pilot's samples, or more where there are phases
 STUDENTS = (1, 2, 5)  # that are compared with running the teacher online
 _OF_SOURCE = inspect.signature(open_source).parameters
 
@@ -80,7 +80,8 @@ def plan(out: str | Path | None = None, *, pilot: int = 256, epochs: int = 30, *
 
     Args:
         out: where the cache would go, for the disk check; nothing is written there.
-        pilot: samples to try (whole batches of them), two views of each.
+        pilot: samples to try (whole batches of them), two views of each; fewer samples and more views where the phases
+            of the recipe have them.
         epochs: that a student will be trained for, for the comparison with the teacher online.
         options: the arguments of :func:`softcache.build`.
 
@@ -94,15 +95,18 @@ def plan(out: str | Path | None = None, *, pilot: int = 256, epochs: int = 30, *
     asked.apply_defaults()
     settings = asked.arguments
     source = open_source(**{name: settings[name] for name in _OF_SOURCE})
-    check(source, settings["views"], settings["block_rows"], Recipe(settings["recipe"], settings["seed"]))
+    recipe = Recipe(settings["recipe"], settings["seed"])
+    check(source, settings["views"], settings["block_rows"], recipe)
+    views = min(settings["views"], max(VIEWS, recipe.starts[-1] + 1))  # some of every phase
+    some = min(pilot, max(2, pilot * VIEWS // views))
     there = 0 if out is None else _already(Store(out))
 
     began = time.monotonic()
-    part = source.sample(pilot + -pilot % max(settings["batch"], 1))
+    part = source.sample(some + -some % max(settings["batch"], 1))
     _ = part.fingerprint
     reading = (time.monotonic() - began) / len(part)
     with TemporaryDirectory(prefix="softcache-plan-") as folder:
-        cache = build(Path(folder) / "pilot", **_of_pilot(settings, part))
+        cache = build(Path(folder) / "pilot", **_of_pilot(settings, part, views))
         seconds = time.monotonic() - began
         files, folders = _files(cache, source, settings)
 
@@ -139,13 +143,13 @@ def plan(out: str | Path | None = None, *, pilot: int = 256, epochs: int = 30, *
     )
 
 
-def _of_pilot(settings: dict[str, Any], part: Source) -> dict[str, Any]:
+def _of_pilot(settings: dict[str, Any], part: Source, views: int) -> dict[str, Any]:
     """What ``build`` is asked for: the same, but of fewer samples and views, and in silence."""
     kept = {k: v for k, v in settings.items() if k not in _OF_SOURCE and k != "out"}
     rows = settings["block_rows"]
     return kept | {
         "source": part,
-        "views": min(settings["views"], VIEWS),
+        "views": views,
         "block_rows": None if rows is None else min(rows, len(part)),
         "progress": False,
     }

@@ -67,6 +67,12 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "pixel ops": {"source": 400, "views": 3, "recipe": "random_resized_crop(8)|flip|grayscale"},
     "mixes": {"source": 400, "views": 3, "recipe": "crop(8)|grayscale|mix(p=0.9)"},
+    "phases": {
+        "source": 400,
+        "views": 7,
+        "recipe": "5: letterbox(8)|random_affine(degrees=9)|hsv_jitter; letterbox(8)",
+        "targets": ALL,
+    },
     "two teachers": {
         "source": 300,
         "views": 2,

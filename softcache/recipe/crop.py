@@ -14,7 +14,7 @@ from softcache.recipe.options import height_width, interval, whole
 
 @dataclass(frozen=True)
 class Crop:
-    """A part of ``size`` at a random place, the canvas padded by ``pad`` black pixels all round."""
+    """A part of ``size`` at a random place, the canvas padded by ``pad`` pixels all round: black, or the recipe's fill."""
 
     size: int | Size
     pad: int = 0

@@ -32,9 +32,8 @@ class RandomAffine:
         number("random_affine", "degrees", self.degrees, 180)
         number("random_affine", "translate", self.translate, 1)
         number("random_affine", "scale", self.scale, 0.9)
-        number(
-            "random_affine", "shear", self.shear, 40
-        )  # at 45 both ways nothing is left of a view but a line
+        # at 45 both ways a view would be a line
+        number("random_affine", "shear", self.shear, 40)
 
     @property
     def turns(self) -> bool:

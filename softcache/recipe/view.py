@@ -17,8 +17,8 @@ class View:
     """The rectangle of the source image that is shown, mirrored left-right afterwards or not.
 
     Free of resolution: the teacher and the student render the same view at their own sizes. The
-    rectangle may reach outside the image, where it shows zeros (black). ``ops`` are the realised pixel
-    ops, opcodes and their arguments (:mod:`softcache.recipe.opcodes`), done on the pixels resampled.
+    rectangle may reach outside the image, where it shows zeros (black), or what the op FILL says. ``ops`` are the realised
+    pixel ops, opcodes and their arguments (:mod:`softcache.recipe.opcodes`), done on the pixels resampled.
     """
 
     x: int

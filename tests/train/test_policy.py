@@ -21,7 +21,7 @@ from softcache.errors import MismatchError, SpecError
 from softcache.keyed import draws
 from softcache.recipe import OPS, Recipe, View, render
 from softcache.recipe.canvas import Canvas
-from softcache.source import Source
+from softcache.source import Boxes, Source
 from softcache.warp import warp
 
 CELL = 2
@@ -272,6 +272,29 @@ def test_every_op_that_moves_a_view_is_known():
             view, whole = canvas.view(20, 24), Canvas.whole(20, 24).view(20, 24)
             fields = [(v.x, v.y, v.width, v.height, v.flip) for v in (view, whole)]
             assert fields[0] == fields[1], f"{name} moves the view: say so in policy.MOVES"
+
+
+def test_fresh_views_are_drawn_with_the_samples_boxes(canonical, source, monkeypatch):
+    boxes = np.array([[4.0, 4, 20, 20], [10, 2, 30, 30]])
+    every = Boxes(boxes, np.zeros(2, int), np.zeros(2, bool), np.zeros(2, bool))
+    monkeypatch.setattr(Source, "boxes", lambda self, i: every)
+    loader = make(canonical, source, "frozen", recipe="iou_crop|resize((16, 16))")
+    made = loader.policy.recipe
+    assert made is not None
+    batch, cut = loader.batch(3, 0), 0
+    for sample, view in zip(batch.index, batch.views, strict=True):
+        assert view == made.view(canonical.ids[int(sample)], 3, 32, 32, boxes)
+        cut += view.width < 32
+    assert cut
+    monkeypatch.undo()
+    with pytest.raises(SpecError, match="the source has none"):
+        make(canonical, source, "frozen", recipe="iou_crop|resize((16, 16))").batch(3, 0)
+
+
+@pytest.mark.parametrize("recipe", ["vflip(p=1)", "rand_augment(n=9)"])
+def test_what_is_no_rectangle_is_not_warped(canonical, source, recipe):
+    with pytest.raises(SpecError, match="one rectangle of an image to another"):
+        make(canonical, source, recipe=recipe, warp_threshold=0).batch(0, 0)
 
 
 # -- frozen ----------------------------------------------------------------------------------------
