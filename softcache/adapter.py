@@ -19,7 +19,7 @@ from softcache.cache import Cache, integers, is_whole
 from softcache.errors import MismatchError, SpecError
 from softcache.keyed import in_turn
 from softcache.pixels import normalise
-from softcache.recipe import View, render
+from softcache.recipe import View, gather, render
 from softcache.several import Several
 from softcache.several import open as open_cache
 from softcache.source import Source
@@ -86,6 +86,12 @@ def with_targets(
     pairing = canary.pair(cache, source)
     if not pairing.same_labels and (source.labels >= 0).any():
         warnings.warn(pairing.message, stacklevel=2)
+    if cache.tiled and (source.labels >= 0).any():
+        warnings.warn(
+            "the cache has mosaics, which show four samples and have no one label: their label is -1; learn from the "
+            "targets alone",
+            stacklevel=2,
+        )
     if drawing := _drawing(transform):
         warnings.warn(
             f"the transform has {', '.join(drawing)}, which draws anew at every call: the student would be shown "
@@ -99,7 +105,8 @@ class WithTargets(Base):
     """Made by :func:`with_targets`. Item ``i`` is an :class:`Item` of
 
     - ``image``: the rendered view, after the transform;
-    - ``label``: the cache's class, by name where both have names; −1 where unknown;
+    - ``label``: the cache's class, by name where both have names; −1 where unknown, as of a mosaic, which shows four
+      samples;
     - each target by its name: float32 as ``Target.shape`` says; of ``topk`` a dict of arrays, of ``argmax`` the class;
     - ``index``: the sample's place in ``cache.ids``; ``view``: the number of the view shown;
     - where the cache's recipe mixes: ``partner_label``, that of the sample it is mixed with, and ``lam``, float32 λ, the
@@ -181,7 +188,7 @@ class WithTargets(Base):
             Item(
                 {
                     "image": self._image(sample, views[i]),
-                    "label": int(self._labels[sample]),
+                    "label": self._label(sample, views[i]),
                     **(self._mix(sample, views[i]) if self.cache.mixed else {}),
                     **{name: target[i].arrays() for name, target in decoded.items()},
                     "index": sample,
@@ -192,15 +199,20 @@ class WithTargets(Base):
         ]
 
     def _mix(self, sample: int, view: View) -> dict[str, Any]:
-        partner, lam = (view.mix.partner, view.mix.blend.share) if view.mix else (sample, 1.0)
-        return {"partner_label": int(self._labels[partner]), "lam": np.float32(lam)}
+        if view.mix is None:
+            return {"partner_label": self._label(sample, view), "lam": np.float32(1)}
+        label = self._label(view.mix.partner, view.mix.view)
+        return {"partner_label": label, "lam": np.float32(view.mix.blend.share)}
+
+    def _label(self, sample: int, view: View) -> int:
+        return -1 if view.mosaic else int(self._labels[sample])
 
     def _decoded(self, sample: int) -> np.ndarray:
         return self.source.image(int(self._index[sample]))
 
     def _image(self, sample: int, view: View) -> Any:
-        partner = self._decoded(view.mix.partner) if view.mix else None
-        pixels = render(self._decoded(sample), view, self.size, partner)
+        images = gather(sample, view, self._decoded)
+        pixels = render(images[sample], view, self.size, images)
         if self.transform is None:
             return normalise(pixels, self.input_spec)
         from PIL import Image

@@ -331,7 +331,8 @@ def _claimed(job: Job, block: Block, claims: ExitStack) -> Work | None:
 def _empty(job: Job, work: Work, start: int) -> Batch:
     rows = min(job.batch, work.block.rows - start)
     pixels = np.zeros((job.batch, *job.teacher.input_spec.size, 3), np.uint8)
-    return Batch(work, start, rows, pixels, m.view_rows(rows, job.recipe.parameters, job.recipe.mixed), [])
+    views = m.view_rows(rows, job.recipe.parameters, job.recipe.mixed, job.recipe.tiled)
+    return Batch(work, start, rows, pixels, views, [])
 
 
 def _render(job: Job, batches: list[Batch], rows: range) -> None:
@@ -340,15 +341,14 @@ def _render(job: Job, batches: list[Batch], rows: range) -> None:
     for row in rows:
         sample = int(first.work.samples[first.start + row])
         try:
-            image = job.source.image(sample)
-            seen = [job.see(image, sample, batch.work.block.view) for batch in batches]
+            image = job.image(sample)
+            for batch in batches:
+                view, images = job.see(image, sample, batch.work.block.view)
+                batch.pixels[row] = render(image, view, size, images)
+                m.keep_view(batch.views, row, view)
         except UnreadableImage:
             for batch in batches:
                 batch.unreadable.append(sample)
-            continue
-        for batch, (view, partner) in zip(batches, seen, strict=True):
-            batch.pixels[row] = render(image, view, size, partner)
-            m.keep_view(batch.views, row, view)
 
 
 def _refuse_unreadable(job: Job, batch: Batch) -> None:

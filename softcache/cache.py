@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -14,9 +13,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from softcache import manifest as m
-from softcache import spec
+from softcache import spec, views
 from softcache.block import Block
-from softcache.codecs import Fields
 from softcache.errors import (
     DamageError,
     InvalidRow,
@@ -29,7 +27,6 @@ from softcache.errors import (
 )
 from softcache.reader import Reader
 from softcache.recipe import View
-from softcache.recipe.mix import Blend, Mix, impossible
 from softcache.store import Store
 from softcache.targets import Target
 from softcache.zarrfile import Array, map_plain
@@ -75,7 +72,8 @@ class Cache:
     Attributes:
         samples: number of samples. views: views of each.
         targets: name → :class:`~softcache.targets.Target`.
-        parameters: numbers kept of every view's pixel ops. mixed: are its views mixed with those of other samples?
+        parameters: numbers kept of every view's pixel ops.
+        mixed: are views mixed with those of other samples? tiled: are views mosaics?
         identity: what was built, as plain JSON values.
         manifest: None while the build is unfinished.
         teacher_rows: rows that a teacher answered in the very call of ``build`` that returned this; 0 when opened.
@@ -91,8 +89,10 @@ class Cache:
         self.teacher_rows = 0
         self.pace: dict[str, float] = {}
         self.targets: dict[str, Target] = identity.make_targets()
-        self.parameters, self.mixed = identity.recipe.parameters, identity.recipe.mixed
-        self.arrays = {a.path: a for a in m.arrays(self.grid, self.targets, self.parameters, self.mixed)}
+        recipe = identity.recipe
+        self.parameters, self.mixed, self.tiled = recipe.parameters, recipe.mixed, recipe.tiled
+        arrays = m.arrays(self.grid, self.targets, self.parameters, self.mixed, self.tiled)
+        self.arrays = {a.path: a for a in arrays}
         # A finished cache has every block; one that is being built is asked before a file is touched.
         check = self._built if manifest is None else _nothing
         self.reader = Reader(store, self.grid, list(self.arrays.values()), check)
@@ -246,48 +246,13 @@ class Cache:
             raise MismatchError(f"the cache {self._where} has no target {name!r}{hint}")
 
     def read_views(self, view: int, samples: np.ndarray, *, slab: bool = True) -> list[View]:
-        """The realised views of some samples, as they were rendered for the teacher, with what they are mixed with.
+        """The realised views of some samples, as they were rendered for the teacher, with all that they are shown with.
 
         ``slab`` as in :meth:`read`.
         """
         samples = integers(samples)
         self._check(view, samples)
-        rows, views = self._views_alone(view, samples, slab)
-        return self._mixed(view, samples, rows, views, slab) if self.mixed else views
-
-    def _views_alone(self, view: int, samples: np.ndarray, slab: bool) -> tuple[Fields, list[View]]:
-        """What is stored of some views, and the views without their mix."""
-        rows = self.reader.fields("view", view, self.grid.positions(samples), slab and self.complete)
-        geometry, ops = rows["geometry"], rows.get("ops", np.zeros((len(samples), 0), np.int16))
-        if geometry.size and geometry[:, 2:6].min() < 1:
-            raise DamageError(f"{self.path} holds a view of no size: rebuild the cache")
-        return rows, list(map(View.unpack, geometry.tolist(), ops.tolist()))
-
-    def _mixed(
-        self, view: int, samples: np.ndarray, rows: Fields, views: list[View], slab: bool
-    ) -> list[View]:
-        """The same views with their partners'. :class:`DamageError` for a mix that no recipe draws."""
-        partners, numbers = rows["partner"].T
-        wrong = impossible(samples, rows["partner"], rows["mix"], self.samples, self.views)
-        self._refuse_mix(view, samples, rows, wrong)
-        for number in np.unique(numbers[partners >= 0]).tolist():
-            here = np.flatnonzero(numbers == number)
-            invalid = np.isin(partners, self._invalid(number, partners[here]))
-            self._refuse_mix(view, samples, rows, invalid & (numbers == number))
-            theirs = self._views_alone(number, partners[here], slab)[1]
-            for i, of_partner in zip(here.tolist(), theirs, strict=True):
-                mix = Mix(int(partners[i]), number, of_partner, Blend.unpack(rows["mix"][i].tolist()))
-                views[i] = replace(views[i], mix=mix)
-        return views
-
-    def _refuse_mix(self, view: int, samples: np.ndarray, rows: Fields, wrong: np.ndarray) -> None:
-        if wrong.any():
-            i = int(wrong.argmax())
-            partner, mix = rows["partner"][i].tolist(), rows["mix"][i].tolist()
-            raise DamageError(
-                f"view {view} of {self.ids[samples[i]]!r} in {self.path} is mixed with what cannot be (partner {partner}, "
-                f"mix {mix}): verify it with --read-data, or rebuild the cache"
-            )
+        return views.read(self, view, samples, slab)
 
     def _check(self, view: int, samples: np.ndarray) -> None:
         if not is_whole(view):
@@ -296,14 +261,14 @@ class Cache:
             raise IndexError(f"view {view} of {self.views}")
         if samples.size and (samples.min() < 0 or samples.max() >= self.samples):
             raise IndexError(f"sample out of range of {self.samples}")
-        invalid = self._invalid(view, samples)
+        invalid = self.invalid_among(view, samples)
         if len(invalid) and (bad := np.intersect1d(samples, invalid)).size:
             raise InvalidRow(
                 f"{self.ids[bad[0]]!r} has no targets: its image was unreadable when the cache was built"
             )
 
-    def _invalid(self, view: int, samples: np.ndarray) -> np.ndarray | list[int]:
-        """Invalid samples, at least those of ``samples``."""
+    def invalid_among(self, view: int, samples: np.ndarray) -> np.ndarray | list[int]:
+        """Invalid samples, at least those of ``samples``, also while the build is unfinished."""
         return self.invalid if self.complete else self._invalid_in(view, samples)
 
     def _invalid_in(self, view: int, samples: np.ndarray) -> list[int]:

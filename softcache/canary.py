@@ -15,8 +15,11 @@ from softcache import manifest as m
 from softcache.cache import Cache
 from softcache.errors import DamageError, MismatchError, NotBuilt, UnreadableImage
 from softcache.keyed import draws
-from softcache.recipe import OPS, RENDER_VERSION, View, render
-from softcache.recipe.mix import UNMIXED, Blend, Mix, impossible
+from softcache.recipe import OPS, RENDER_VERSION, View, gather, render
+from softcache.recipe import mix as mixes
+from softcache.recipe import mosaic as mosaics
+from softcache.recipe.mix import Blend, Mix
+from softcache.recipe.mosaic import TILES, Frame, Mosaic, Tile
 from softcache.several import Several
 from softcache.source import Source, digest_contents, digest_labels
 
@@ -150,11 +153,10 @@ def _worst(cache: Cache, source: Source, index: np.ndarray) -> float:
     size = tuple(cache.identity["teacher"]["input_spec"]["size"])
     for sample, view, kept in _canaries(cache, size):
         try:
-            image = source.image(int(index[sample]))
-            partner = view.mix and source.image(int(index[view.mix.partner]))
+            images = gather(sample, view, lambda i: source.image(int(index[i])))
         except UnreadableImage as e:
             raise MismatchError(f"a canary of the cache {cache.path} cannot be rendered: {e}") from e
-        seen = render(image, view, size, partner)
+        seen = render(images[sample], view, size, images)
         worst = max(worst, float(np.abs(seen.astype(np.int16) - kept).mean()))
     return worst
 
@@ -164,30 +166,72 @@ def _canaries(cache: Cache, size: tuple[int, int]) -> Iterator[tuple[int, View, 
     samples = cache.constant("canary/sample")
     n = len(samples)
     should = {"pixels": ((n, *size, 3), "uint8"), "sample": ((n,), "int64")}
-    for of, mixed in (("", cache.mixed), *([("partner_", False)] if cache.mixed else [])):
-        room = m.view_rows(n, cache.parameters, mixed)
-        should |= {of + name: (rows.shape, rows.dtype.name) for name, rows in room.items()}
+    views = room(n, cache.parameters, cache.mixed, cache.tiled)
+    should |= {name: (rows.shape, rows.dtype.name) for name, rows in views.items()}
     kept = {name: cache.constant(f"canary/{name}") for name in should}
     found = {name: (values.shape, values.dtype.name) for name, values in kept.items()}
     if (
         found != should
         or (n and not 0 <= samples.min() <= samples.max() < cache.samples)
-        or (
-            cache.mixed
-            and impossible(samples, kept["partner"], kept["mix"], cache.samples, cache.views).any()
-        )
+        or _impossible(cache, samples, kept)
     ):
         raise DamageError(f"the canaries of {cache.path} are not what a build writes: {found}")
     for i, sample in enumerate(samples.tolist()):
-        view = _view(kept, "", i)
-        who, number = kept["partner"][i].tolist() if cache.mixed else UNMIXED[0]
-        if who >= 0:
-            blend = Blend.unpack(kept["mix"][i].tolist())
-            view = replace(view, mix=Mix(who, number, _view(kept, "partner_", i), blend))
-        yield sample, view, kept["pixels"][i]
+        yield sample, _view(kept, "", i), kept["pixels"][i]
+
+
+def _impossible(cache: Cache, samples: np.ndarray, kept: Mapping[str, np.ndarray]) -> bool:
+    """Is there a mix or a mosaic that no recipe draws?"""
+    count, wrong = (cache.samples, cache.views), False
+    if cache.tiled:
+        wrong = mosaics.impossible(samples, kept["tiles"], kept["mosaic"], *count).any()
+    if not wrong and cache.mixed:
+        wrong = mixes.impossible(samples, kept["partner"], kept["mix"], *count).any()
+    if not wrong and cache.mixed and cache.tiled:
+        mixed = kept["partner"][:, 0] >= 0
+        partners, tiles, frames = (
+            kept[name][mixed] for name in ("partner", "partner_tiles", "partner_mosaic")
+        )
+        wrong = mosaics.impossible(partners[:, 0], tiles, frames, *count).any()
+    return bool(wrong)
+
+
+# -- as they are stored: the views that one is shown with stand beside it ------------------------------------
+
+
+def room(rows: int, parameters: int, mixed: bool, tiled: bool) -> dict[str, np.ndarray]:
+    """Room for so many canaries' views by the names of the arrays below ``canary/``, zeros."""
+    found = m.view_rows(rows, parameters, mixed, tiled)
+    parts = {f"tile{j}_": m.view_rows(rows, parameters, False, False) for j in range(TILES * tiled)}
+    if mixed:
+        parts["partner_"] = room(rows, parameters, False, tiled)
+    return found | {of + name: numbers for of, part in parts.items() for name, numbers in part.items()}
+
+
+def keep(kept: dict[str, np.ndarray], row: int, view: View, of: str = "") -> None:
+    """Put a view into a row of :func:`room`; ``of`` is what stands before the names."""
+    for name, numbers in view.fields().items():
+        if of + name in kept:
+            kept[of + name][row] = numbers
+    for j, tile in enumerate(view.mosaic.tiles if view.mosaic else ()):
+        keep(kept, row, tile.view, f"{of}tile{j}_")
+    if view.mix:
+        keep(kept, row, view.mix.view, f"{of}partner_")
 
 
 def _view(kept: Mapping[str, np.ndarray], of: str, i: int) -> View:
-    """The view in row ``i`` of the canaries, or the one it is mixed with (``of`` is ``partner_``)."""
-    ops = kept[of + "ops"][i].tolist() if of + "ops" in kept else ()
-    return View.unpack(kept[of + "geometry"][i].tolist(), ops)
+    """The inverse of :func:`keep`."""
+
+    def row(name: str) -> list[int]:
+        return kept[of + name][i].tolist() if of + name in kept else []
+
+    view = View.unpack(row("geometry"), row("ops"))
+    tiles, partner = row("tiles"), row("partner")
+    if tiles and tiles[0] >= 0:
+        whose = zip(tiles[::2], tiles[1::2], strict=True)
+        others = [Tile(who, number, _view(kept, f"{of}tile{j}_", i)) for j, (who, number) in enumerate(whose)]
+        view = replace(view, mosaic=Mosaic(tuple(others), Frame.unpack(row("mosaic"))))
+    if partner and partner[0] >= 0:
+        theirs = _view(kept, f"{of}partner_", i)
+        view = replace(view, mix=Mix(partner[0], partner[1], theirs, Blend.unpack(row("mix"))))
+    return view

@@ -17,7 +17,7 @@ from softcache.errors import DamageError, MismatchError, NotBuilt
 from softcache.finish import metadata
 from softcache.keyed import draws
 from softcache.probe import answers
-from softcache.recipe import render
+from softcache.recipe import gather, render
 from softcache.source import Source
 from softcache.targets import Items
 from softcache.teachers import Teacher
@@ -179,8 +179,8 @@ def _pixels(
     pixels = np.empty((len(chosen), *size, 3), np.uint8)
     for i, (sample, k) in enumerate(chosen):
         view = cache.read_views(k, np.array([sample]))[0]
-        partner = view.mix and source.image(int(index[view.mix.partner]))
-        pixels[i] = render(source.image(int(index[sample])), view, size, partner)
+        images = gather(sample, view, lambda i: source.image(int(index[i])))
+        pixels[i] = render(images[sample], view, size, images)
     return pixels
 
 

@@ -75,19 +75,13 @@ def _canaries(job: Job, invalid: list[int]) -> list[tuple[Array, np.ndarray]]:
     rows = canary.choose(job.grid.samples, job.grid.views, invalid, job.recipe.seed)
     size = job.teacher.input_spec.size
     pixels = np.zeros((len(rows), *size, 3), np.uint8)
-    kept, partners = (
-        m.view_rows(len(rows), job.recipe.parameters, mixed) for mixed in (job.recipe.mixed, False)
-    )
+    kept = canary.room(len(rows), job.recipe.parameters, job.recipe.mixed, job.recipe.tiled)
     for i, (sample, k) in enumerate(rows):
-        image = job.source.image(sample)
-        view, partner = job.see(image, sample, k)
-        pixels[i] = render(image, view, size, partner)
-        m.keep_view(kept, i, view)
-        if view.mix:
-            m.keep_view(partners, i, view.mix.view)
+        image = job.image(sample)
+        view, images = job.see(image, sample, k)
+        pixels[i] = render(image, view, size, images)
+        canary.keep(kept, i, view)
     named = kept | {"pixels": pixels, "sample": np.array([s for s, _ in rows], np.int64)}
-    if job.recipe.mixed:
-        named |= {f"partner_{name}": numbers for name, numbers in partners.items()}
     return [(m.constant(f"canary/{n}", v.shape, v.dtype.name), v) for n, v in named.items()]
 
 

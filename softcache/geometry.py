@@ -6,25 +6,32 @@ covers 0 to 1), or in the unit square of the view, (0, 0) its top left and (1, 1
 depends on the size a view is rendered at, with one exception: RandAugment's ops that move content count in pixels of
 that size, and need it (``size``).
 
-Of a mixed view this is the view's own part; its partner's is that of ``view.mix.view``.
+Of a mixed view :func:`matrix`, :func:`to_view`, :func:`to_source` and :func:`seen` tell of the view's own part; its
+partner's is that of ``view.mix.view``. A mosaic has no one affine: :func:`parts` are its tiles, and :func:`seen_in_all` has
+the boxes of all images that a view shows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from softcache.errors import DamageError, SpecError
+from softcache.errors import DamageError, MismatchError, SpecError
 from softcache.recipe import View
+from softcache.recipe.mix import ONE
+from softcache.recipe.mosaic import UNIT
 from softcache.recipe.opcodes import filled
+from softcache.source import Boxes
 
 if TYPE_CHECKING:
     from softcache.recipe.replay import Instruction
 
 Size = tuple[int, int]
+Rectangle = tuple[float, float, float, float]  # left, top, right, bottom
 MIN_VISIBLE = 0.1
 
 
@@ -32,9 +39,14 @@ def matrix(view: View, size: Size | None = None) -> np.ndarray:
     """The affine from source pixels to the unit square of the view, float64 ``(2, 3)``: ``m[:, :2] @ (x, y) + m[:, 2]``.
 
     Raises:
-        SpecError: the view's content is moved by an op that counts in pixels, and ``size`` (h, w) is not given.
+        SpecError: the view's content is moved by an op that counts in pixels, and ``size`` (h, w) is not given; or it is a
+            mosaic.
         DamageError: an op that no recipe draws, or one that makes a line of the view.
     """
+    if view.mosaic is not None:
+        raise SpecError(
+            "a mosaic shows four images, each moved by its own affine: see softcache.geometry.parts"
+        )
     found = np.array([[1, 0, -view.x], [0, 1, -view.y], [0, 0, 1]], np.float64)
     found[:2] /= np.array([[view.width], [view.height]])
     if view.flip:
@@ -85,18 +97,125 @@ def seen(view: View, xyxy: np.ndarray, min_visible: float = MIN_VISIBLE, size: S
     proportions under 100) depend on the size, and are left to who trains. Boxes of no area, and with what is no number,
     are never seen. (What an op of RandAugment moves out of the picture, and another back, counts as seen; it is black.)
     """
+    return _seen(Part(-1, view), xyxy, min_visible, size)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of the images that a view shows.
+
+    Attributes:
+        sample: whose image.
+        view: how it is seen: no mosaic, and not mixed.
+        place: where the unit square of ``view`` lies in that of the whole picture: left, top, right, bottom.
+        window: what can be seen of it there, likewise; the rest is cut off.
+        covered: what of that lies below another part, of a cutmix.
+    """
+
+    sample: int
+    view: View
+    place: Rectangle = (0.0, 0.0, 1.0, 1.0)
+    window: Rectangle = (0.0, 0.0, 1.0, 1.0)
+    covered: Rectangle = (0.0, 0.0, 0.0, 0.0)
+
+    def size(self, whole: Size | None) -> Size | None:
+        """The size (h, w) that it is rendered at in a picture of that size."""
+        if whole is None:
+            return None
+        left, top, right, bottom = (
+            math.floor(edge * side + 0.5) for edge, side in zip(self.place, whole[::-1] * 2, strict=True)
+        )
+        return max(1, bottom - top), max(1, right - left)
+
+
+def parts(view: View, sample: int) -> list[Part]:
+    """The images that a view of ``sample`` shows: one, the four of a mosaic in the order of its tiles, and after them as
+    many of what it is mixed with."""
+    if view.mix is not None:
+        own, theirs = parts(replace(view, mix=None), sample), parts(view.mix.view, view.mix.partner)
+        if (blend := view.mix.blend).width:
+            edges = blend.x, blend.y, blend.x + blend.width, blend.y + blend.height
+            left, top, right, bottom = (edge / ONE for edge in edges)
+            box = left, top, right, bottom
+            own = [replace(part, covered=box) for part in own]
+            theirs = [replace(part, window=box) for part in theirs]
+        return own + theirs
+    own = replace(view, mosaic=None)
+    if view.mosaic is None:
+        return [Part(sample, own)]
+    shown = [(sample, own), *((tile.sample, tile.view) for tile in view.mosaic.tiles)]
+    places = (np.array(view.mosaic.frame.places()) / UNIT).tolist()
+    return [Part(*one, tuple(place)) for one, place in zip(shown, places, strict=True)]
+
+
+@dataclass(frozen=True)
+class SeenInAll(Seen):
+    """What is visible of the boxes of several images; ``index`` is that in the boxes of its own image.
+
+    Attributes:
+        sample: int64 ``(m,)``: whose box it is.
+        label, crowd, ignore: as in :class:`softcache.source.Boxes`.
+    """
+
+    sample: np.ndarray
+    label: np.ndarray
+    crowd: np.ndarray
+    ignore: np.ndarray
+
+
+def seen_in_all(
+    view: View,
+    sample: int,
+    boxes: Mapping[int, Boxes],
+    min_visible: float = MIN_VISIBLE,
+    size: Size | None = None,
+) -> SeenInAll:
+    """As :func:`seen`, of all images that a view of ``sample`` shows; a box is cut where its tile ends.
+
+    ``boxes`` by sample are those of ``sample`` and of ``view.others``. Of pictures mixed all over (mixup) all boxes are
+    seen. What a cutmix covers of a box is not visible, and the box is not made smaller. One image may be shown, and its
+    boxes seen, several times.
+
+    Raises:
+        SpecError: as :func:`matrix`.
+        MismatchError: the boxes of a sample are not given.
+    """
+    found: list[tuple[Part, Boxes, Seen]] = []
+    for part in parts(view, sample):
+        if part.sample not in boxes:
+            raise MismatchError(
+                f"the view shows sample {part.sample} too: give the boxes of all its samples (view.others)"
+            )
+        theirs = boxes[part.sample]
+        found.append((part, theirs, _seen(part, theirs.xyxy, min_visible, size)))
+    all_of = [theirs[one.index] for _, theirs, one in found]
+    return SeenInAll(
+        boxes=np.concatenate([one.boxes for _, _, one in found]),
+        visible=np.concatenate([one.visible for _, _, one in found]),
+        index=np.concatenate([one.index for _, _, one in found]),
+        sample=np.concatenate([np.full(len(one.index), part.sample) for part, _, one in found]),
+        label=np.concatenate([kept.label for kept in all_of]),
+        crowd=np.concatenate([kept.crowd for kept in all_of]),
+        ignore=np.concatenate([kept.ignore for kept in all_of]),
+    )
+
+
+def _seen(part: Part, xyxy: np.ndarray, min_visible: float, size: Size | None) -> Seen:
+    """The boxes that are seen in a part, in the unit square of the whole picture, which is of ``size``."""
     boxes = np.asarray(xyxy, np.float64).reshape(-1, 4)
     index = np.flatnonzero(np.isfinite(boxes).all(axis=1) & (boxes[:, 2:] > boxes[:, :2]).all(axis=1))
-    moved = to_view(view, boxes[index], size)
-    clipped = moved.clip(0, 1)
-    share = _area(clipped) / _area(moved)
+    low, high = np.array(part.place[:2] * 2), np.array(part.place[2:] * 2)
+    moved = low + to_view(part.view, boxes[index], part.size(size)) * (high - low)
+    clipped = moved.clip(np.maximum(low, part.window[:2] * 2), np.minimum(high, part.window[2:] * 2))
+    hidden = clipped.clip(part.covered[:2] * 2, part.covered[2:] * 2)
+    share = (_area(clipped) - _area(hidden)) / _area(moved)
     kept = (share >= min_visible) & (share > 0)
     return Seen(clipped[kept], share[kept], index[kept])
 
 
 def rectangular(view: View) -> bool:
     """Is what the view shows a rectangle of the image, mirrored left-right or not, and nothing else?"""
-    return not any(True for _ in _moves(view))
+    return view.mosaic is None and not any(True for _ in _moves(view))
 
 
 def _moves(view: View) -> Iterator[tuple[Instruction, tuple[int, ...]]]:

@@ -26,8 +26,9 @@ from softcache.errors import (
     nearest,
 )
 from softcache.recipe import Recipe, View
-from softcache.recipe.partner import drawn, mixed
+from softcache.recipe.partner import Drawer, drawn
 from softcache.source import Source, digest_labels
+from softcache.source.kept import Kept
 from softcache.store import Store
 from softcache.targets import Layout, Request, Target, is_logits
 from softcache.teachers import Teacher, layouts_of
@@ -35,6 +36,7 @@ from softcache.zarrfile import Array
 
 _BLOCK_BYTES = 64 << 20  # encoded bytes a block holds by default
 _BLOCK_ROWS = 8192  # and at most this many rows
+_KEPT = 256 << 20  # bytes of decoded images kept in memory where views show those of others
 
 
 @dataclass(frozen=True)
@@ -51,18 +53,18 @@ class Job:
     arrays: list[Array]
     labels: np.ndarray
     skip_corrupt: bool
+    image: Kept
 
     @property
     def batch(self) -> int:
         return self.identity.teacher.batch
 
-    def see(self, image: np.ndarray, sample: int, k: int) -> tuple[View, np.ndarray | None]:
-        """View number ``k`` of a sample whose image is given, and the image it is mixed with, if it is.
+    def see(self, image: np.ndarray, sample: int, k: int) -> tuple[View, dict[int, np.ndarray]]:
+        """View number ``k`` of a sample whose image is given, and the images it is rendered from, by sample.
 
         Raises :class:`~softcache.errors.UnreadableImage`.
         """
-        view = drawn(self.recipe, self.source, sample, k, image)
-        return mixed(self.recipe, view, sample, k, self.source, self.skip_corrupt)
+        return Drawer(self.recipe, self.source, self.image, self.skip_corrupt).see(sample, k, image)
 
 
 def prepare(
@@ -101,8 +103,9 @@ def prepare(
     if stored.digest != wanted.digest:
         raise _refusal(store, stored, wanted)
     grid, targets = stored.make_grid(), stored.make_targets()
-    arrays = m.arrays(grid, targets, recipe.parameters, recipe.mixed)
-    return Job(store, source, teacher, recipe, stored, grid, targets, arrays, labels, skip_corrupt)
+    arrays = m.arrays(grid, targets, recipe.parameters, recipe.mixed, recipe.tiled)
+    image = Kept(source, _KEPT if recipe.mixed or recipe.tiled else 0)
+    return Job(store, source, teacher, recipe, stored, grid, targets, arrays, labels, skip_corrupt, image)
 
 
 def _try(recipe: Recipe, source: Source) -> None:
@@ -286,10 +289,11 @@ def check(source: Source, views: int, block_rows: int | None, recipe: Recipe) ->
         raise SpecError(f"views is {views:,}: from 1 to {m.MAX_VIEWS:,}")
     if block_rows is not None and not 1 <= block_rows <= m.MAX_BLOCK_ROWS:
         raise SpecError(f"block_rows is {block_rows:,}: from 1 to {m.MAX_BLOCK_ROWS:,}")
-    if recipe.mixed and len(source) < 2:
+    if (recipe.mixed or recipe.tiled) and len(source) < 2:
+        what = "mixes every sample with another" if recipe.mixed else "shows every sample with others"
         raise SpecError(
-            f"recipe {recipe.spec!r} mixes every sample with another, and {source.describe()} is all there is: "
-            "leave out the mix, or give more samples"
+            f"recipe {recipe.spec!r} {what}, and {source.describe()} is all there is: leave out the "
+            f"{'mix' if recipe.mixed else 'mosaic'}, or give more samples"
         )
     if recipe.boxed and not source.has_boxes:
         raise SpecError(

@@ -26,6 +26,7 @@ from softcache import spec
 from softcache.block import Block, Grid
 from softcache.errors import DamageError, MismatchError
 from softcache.recipe.mix import Blend, Mix
+from softcache.recipe.mosaic import Frame, Mosaic
 from softcache.recipe.view import MAX_PARAMETERS, View
 from softcache.targets import NAME, Target
 from softcache.zarrfile import Array
@@ -74,16 +75,17 @@ class SourceId(_Model):
 
 
 class RecipeId(_Model):
-    """How views were drawn and rendered; ``parameters`` numbers of its pixel ops are kept of each, and with ``mixed``
-    what it is mixed with."""
+    """How views were drawn and rendered; ``parameters`` numbers of its pixel ops are kept of each, with ``mixed``
+    what it is mixed with, and with ``tiled`` what it is a mosaic of."""
 
-    ADDED: ClassVar[frozenset[str]] = frozenset({"parameters", "mixed"})
+    ADDED: ClassVar[frozenset[str]] = frozenset({"parameters", "mixed", "tiled"})
     spec: str
     seed: int
     ops: dict[str, int]
     render: dict[str, int | str]
     parameters: Annotated[int, Field(ge=0, le=MAX_PARAMETERS)] = 0
     mixed: bool = False
+    tiled: bool = False
 
 
 class InputSpec(_Model):
@@ -192,13 +194,15 @@ class Identity(_Model):
         return {n: Target.from_identity(n, t.model_dump()) for n, t in sorted(self.targets.items())}
 
 
-def view_rows(rows: int, parameters: int, mixed: bool) -> dict[str, np.ndarray]:
+def view_rows(rows: int, parameters: int, mixed: bool, tiled: bool) -> dict[str, np.ndarray]:
     """Room for what is stored of so many views, by the names of :meth:`~softcache.recipe.View.fields`, zeros."""
     room = {
         "geometry": np.zeros((rows, View.FIELDS), np.int16),
         "ops": np.zeros((rows, parameters), np.int16),
         "partner": np.zeros((rows, Mix.FIELDS * mixed), np.int64),
         "mix": np.zeros((rows, Blend.FIELDS * mixed), np.int16),
+        "tiles": np.zeros((rows, Mosaic.FIELDS * tiled), np.int64),
+        "mosaic": np.zeros((rows, Frame.FIELDS * tiled), np.int16),
     }
     return {name: numbers for name, numbers in room.items() if numbers.shape[1]}
 
@@ -210,11 +214,13 @@ def keep_view(views: dict[str, np.ndarray], row: int, view: View) -> None:
         numbers[row] = fields[name]
 
 
-def arrays(grid: Grid, targets: dict[str, Target], parameters: int = 0, mixed: bool = False) -> list[Array]:
-    """The arrays cut into blocks, in canonical (path) order: one a field, and the views with ops and mixes."""
+def arrays(
+    grid: Grid, targets: dict[str, Target], parameters: int = 0, mixed: bool = False, tiled: bool = False
+) -> list[Array]:
+    """The arrays cut into blocks, in canonical (path) order: one a field, and the views with ops, mixes and mosaics."""
     found = [
         _block_array(f"view/{name}", rows.dtype.name, rows.shape[1:], ("parameter",), grid)
-        for name, rows in view_rows(0, parameters, mixed).items()
+        for name, rows in view_rows(0, parameters, mixed, tiled).items()
     ]
     for target in targets.values():
         for field in target.fields:

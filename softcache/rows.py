@@ -66,7 +66,7 @@ def _encode(job: Job, batch: Batch, answer: dict[str, np.ndarray]) -> None:
     work, rows = batch.work, batch.rows
     samples = work.samples[batch.start : batch.start + rows]
     valid = ~np.isin(samples, batch.unreadable)
-    labels = np.where(valid, job.labels[_most_shown(batch, samples)], -1)
+    labels = np.where(valid, _labels(job, batch, samples), -1)
     for name, views in batch.views.items():
         work.rows.setdefault(f"view/{name}", []).append(views)
     for name, target in job.targets.items():
@@ -77,12 +77,16 @@ def _encode(job: Job, batch: Batch, answer: dict[str, np.ndarray]) -> None:
         _measure(job, work, name, values, fields, labels, valid, first=batch.start == 0)
 
 
-def _most_shown(batch: Batch, samples: np.ndarray) -> np.ndarray:
-    """The samples themselves, or the partner of which a mixed view shows more: its label is the right one."""
-    if "mix" not in batch.views:
-        return samples
-    lam, partners = batch.views["mix"][:, 0].astype(np.int32), batch.views["partner"][:, 0]
-    return np.where(2 * lam < ONE, partners, samples)
+def _labels(job: Job, batch: Batch, samples: np.ndarray) -> np.ndarray:
+    """Those of the samples, or of the partner of which a mixed view shows more; -1 where there may be a mosaic, which
+    has no one label."""
+    views, most_shown, known = batch.views, samples, np.ones(len(samples), bool)
+    if "mix" in views:
+        lam, partners = views["mix"][:, 0].astype(np.int32), views["partner"][:, 0]
+        most_shown = np.where(2 * lam < ONE, partners, samples)
+    if "tiles" in views:
+        known = (views["tiles"][:, 0] < 0) & (most_shown == samples)
+    return np.where(known, job.labels[most_shown], -1)
 
 
 def _checked(

@@ -113,9 +113,10 @@ def _check(a: Cache, b: Cache) -> None:
         one, other = a.identity["recipe"][key], b.identity["recipe"][key]
         if one != other:
             raise _refusal(a, b, f"recipe.{key}", f"{one} and {other}")
-    if a.mixed and a.ids != b.ids:
+    if (a.mixed or a.tiled) and a.ids != b.ids:
+        what = "mixes" if a.mixed else "makes mosaics of"
         raise _refusal(
-            a, b, "order of the ids", "their recipe mixes samples, and draws partners by their number"
+            a, b, "order of the ids", f"their recipe {what} samples, and draws partners by their number"
         )
     if a.views != b.views:
         raise _refusal(a, b, "views", f"{a.views} and {b.views}")

@@ -23,7 +23,7 @@ from softcache import canary
 from softcache.errors import SpecError
 from softcache.geometry import matrix, seen, to_view
 from softcache.keyed import draws
-from softcache.recipe import Recipe, View, render
+from softcache.recipe import Recipe, View, gather, render
 from softcache.recipe.opcodes import FACTOR, FRACTION, Op
 from softcache.source import Source
 from softcache.testing import ToyImages
@@ -628,13 +628,13 @@ def test_a_cache_holds_the_views_that_boxes_and_phases_drew(tmp_path: Path, reci
             assert boxes is not None
             alone = made.view(cache.ids[i], k, image.shape[1], image.shape[0], boxes.xyxy)
             assert replace(view, mix=None) == alone
-            partner = view.mix and source.image(view.mix.partner)
+            images = gather(i, view, source.image)
             if view.mix:
-                other = source.boxes(view.mix.partner)
-                assert other is not None and partner is not None
-                size = partner.shape[1], partner.shape[0]
+                other, (height, width, _) = source.boxes(view.mix.partner), images[view.mix.partner].shape
+                assert other is not None
+                size = width, height
                 assert view.mix.view == made.view(cache.ids[view.mix.partner], k, *size, other.xyxy)
-            assert np.array_equal(digest(render(image, view, (16, 16), partner)), said[i])
+            assert np.array_equal(digest(render(image, view, (16, 16), images)), said[i])
     assert "pixels equal" in canary.pair(cache, source).message
     assert sc.verify(cache, read_data=True) == []
 

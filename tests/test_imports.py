@@ -18,7 +18,7 @@ FLOORS = [
     {"codecs", "store"},
     {"source", "recipe", "targets", "pixels"},
     {"block", "zarrfile", "manifest", "warp", "geometry"},
-    {"cache", "canary", "reader", "several"},
+    {"cache", "canary", "reader", "several", "views"},
     {
         "job",
         "meter",

@@ -254,10 +254,11 @@ def test_a_mixed_view_is_its_two_views_blended():
         view = View(*WHOLE, mix=Mix(9, 0, partner, blend))
         for size in ((24, 32), (12, 16), (48, 64)):
             expected = blend(render(own, View(*WHOLE), size), render(other, partner, size))
-            assert np.array_equal(render(own, view, size, other), expected)
+            assert np.array_equal(render(own, view, size, {9: other}), expected)
 
 
 def test_a_mixed_view_is_never_rendered_without_its_partner():
     view = View(*WHOLE, mix=Mix(9, 0, View(*WHOLE), Blend(9)))
-    with pytest.raises(MismatchError, match="mixed with sample 9"):
-        render(picture(24, 32), view, (24, 32))
+    for others in ({}, {3: picture(24, 32)}):
+        with pytest.raises(MismatchError, match="shows sample 9 too"):
+            render(picture(24, 32), view, (24, 32), others)

@@ -147,6 +147,26 @@ def test_a_mixed_view_has_the_boxes_of_both(tmp_path: Path):
         opened(path)
 
 
+def test_a_mosaic_has_the_boxes_of_its_tiles(tmp_path: Path):
+    root = write_coco(tmp_path / "coco", {"a.png": [(10, 10, 40, 30)], "b.png": [(120, 70, 50, 40)]})
+    recipe = f"letterbox({SIZE})|mosaic(scale=(0.5, 0.5), center=(0.5, 0.5))|mixup(alpha=1)"
+    cache, source = build(tmp_path / "c", root, Finder(-9), recipe=recipe, views=1), sc.Source(root)
+    view = cache.read_views(0, np.array([0]))[0]
+    found = marks.truth(view, 0, source.boxes, source.classes, (SIZE, SIZE))
+    assert len(found) == 8 and all(mark.text == "table" for mark in found)
+    places = [tuple((mark.box.reshape(2, 2).mean(axis=0) > 0.5).tolist()) for mark in found]
+    assert (
+        sorted(places[:4])
+        == sorted(places[4:])
+        == sorted({(a, b) for a in (True, False) for b in (True, False)})
+    )
+    told = words.tell(view, cache.ids)
+    assert told.count("in a mosaic with view 0 of ") == 2 and told.count("mixed, ") == 1
+    assert marks.labelled(view, 0, np.array([0, 0]), source.classes) is None
+    for path in sc.overlay(cache, source, tmp_path / "out"):
+        opened(path)
+
+
 def test_a_crowd_is_dotted_and_named(tmp_path: Path):
     root = write_coco(tmp_path / "coco", {"a.png": [(40, 30, 70, 50)]}, crowd=True)
     source = sc.Source(root)

@@ -19,7 +19,7 @@ from softcache.drawing import marks, words
 from softcache.drawing.panel import LEAST, Panel, sheet
 from softcache.errors import SpecError, StoreError
 from softcache.keyed import hash64
-from softcache.recipe import Recipe, render
+from softcache.recipe import Recipe, gather, render
 from softcache.source import Boxes, Source
 from softcache.targets import Items
 
@@ -154,8 +154,8 @@ class _Drawer:
         """One for every target with boxes, or one."""
         cache, row = self._cache, np.array([sample])
         view = cache.read_views(k, row, slab=False)[0]
-        partner = self._image(view.mix.partner) if view.mix else None
-        pixels = render(self._image(sample), view, self._size, partner)
+        images = gather(sample, view, self._image)
+        pixels = render(images[sample], view, self._size, images)
         below = [self._number(k), words.tell(view, cache.ids)]
         if label := marks.labelled(view, sample, self._labels, self._source.classes):
             below.append(label)

@@ -26,17 +26,14 @@ Names = Sequence[str] | None
 def truth(
     view: View, sample: int, boxes: Callable[[int], Boxes | None], names: Names, size: tuple[int, int]
 ) -> list[Mark]:
-    """The boxes of the source that are seen in the view at ``size``, its partner's as well."""
-    found = []
-    for whose, seen in [(sample, view), *([(view.mix.partner, view.mix.view)] if view.mix else [])]:
-        if (theirs := boxes(whose)) is not None:
-            one = geometry.seen(seen, theirs.xyxy, size=size)
-            kept = theirs[one.index]
-            for box, label, crowd, ignored in zip(
-                one.boxes, kept.label, kept.crowd, kept.ignore, strict=True
-            ):
-                what = "crowd: " * bool(crowd) + "ignored: " * bool(ignored and not crowd)
-                found.append(Mark(box, what + name_of(int(label), names), dotted=bool(crowd or ignored)))
+    """The boxes of the source that are seen in the view at ``size``, those of all images that it shows."""
+    given = {i: theirs for i in (sample, *view.others) if (theirs := boxes(i)) is not None}
+    if not given:  # the source has none
+        return []
+    seen, found = geometry.seen_in_all(view, sample, given, size=size), []
+    for box, label, crowd, ignored in zip(seen.boxes, seen.label, seen.crowd, seen.ignore, strict=True):
+        what = "crowd: " * bool(crowd) + "ignored: " * bool(ignored and not crowd)
+        found.append(Mark(box, what + name_of(int(label), names), dotted=bool(crowd or ignored)))
     return found
 
 
@@ -113,7 +110,7 @@ def decided(name: str, logits: Logits | SparseLogits | HardLabels, names: Names)
 
 
 def labelled(view: View, sample: int, labels: np.ndarray, names: Names) -> str | None:
-    """The labels of a view, with their shares where it is mixed; None without."""
+    """The labels of a view, with their shares where it is mixed; None without, as of a mosaic, which has no one label."""
     parts = list(_labels(view, sample, labels))
     if all(label < 0 for label, _ in parts):
         return None
@@ -125,9 +122,9 @@ def labelled(view: View, sample: int, labels: np.ndarray, names: Names) -> str |
 
 def _labels(view: View, sample: int, labels: np.ndarray) -> Iterator[tuple[int, float]]:
     own = view.mix.blend.share if view.mix else 1.0
-    yield int(labels[sample]), own
+    yield -1 if view.mosaic else int(labels[sample]), own
     if view.mix:
-        yield int(labels[view.mix.partner]), 1 - own
+        yield -1 if view.mix.view.mosaic else int(labels[view.mix.partner]), 1 - own
 
 
 def name_of(label: int, names: Names) -> str:

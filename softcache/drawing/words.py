@@ -10,8 +10,13 @@ from softcache.recipe.replay import INSTRUCTIONS
 
 
 def tell(view: View, ids: Sequence[str]) -> str:
-    """What is shown of the image, what was done to it, and what it is mixed with; ``ids`` are the cache's."""
+    """What is shown of the image, what was done to it, what it is a mosaic of and mixed with; ``ids`` are the cache's."""
     words = [_rectangle(view), *_done(view)]
+    if mosaic := view.mosaic:
+        tiles = [
+            f"view {tile.number} of {ids[tile.sample]} ({tell(tile.view, ids)})" for tile in mosaic.tiles
+        ]
+        words.append(f"in a mosaic with {', '.join(tiles)}")
     if mix := view.mix:
         how = "cutmix" if mix.blend.width else "mixed"
         words.append(

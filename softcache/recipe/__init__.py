@@ -3,8 +3,9 @@ op asks for them.
 
 A recipe is a spec read left to right: ``crop(32, pad=4)|flip``, ``resize(256)|center_crop(224)``.
 A new op is one frozen dataclass and one line in :data:`OPS`. There are ops of geometry, which change the canvas, and
-after them pixel ops (:mod:`.pixelop`), done on the pixels that were resampled; a mix with another sample's view
-(:mod:`.mixing`) is last. ``8: A; B`` is the chain A for the first eight views and B for all others (:mod:`.phase`).
+after them pixel ops (:mod:`.pixelop`), done on the pixels that were resampled; then, perhaps, a mosaic with the views of
+three other samples (:mod:`.mosaicking`), and a mix with one (:mod:`.mixing`). ``8: A; B`` is the chain A for the first
+eight views and B for all others (:mod:`.phase`).
 """
 
 from __future__ import annotations
@@ -30,18 +31,20 @@ from softcache.recipe.iou_crop import IouCrop
 from softcache.recipe.letterbox import Letterbox
 from softcache.recipe.mix import Blend
 from softcache.recipe.mixing import Cutmix, Mixup, MixupOrCutmix, candidates
+from softcache.recipe.mosaic import Frame
+from softcache.recipe.mosaicking import Mosaicking
 from softcache.recipe.phase import Op, Phase
 from softcache.recipe.rand_augment import RandAugment
 from softcache.recipe.random_affine import RandomAffine
 from softcache.recipe.render import VERSION as RENDER_VERSION
-from softcache.recipe.render import render
+from softcache.recipe.render import gather, render
 from softcache.recipe.resize import Resize
 from softcache.recipe.solarize import Solarize
 from softcache.recipe.vflip import VFlip
 from softcache.recipe.view import MAX_PARAMETERS, MAX_PIXELS, View
 from softcache.recipe.zoom_out import ZoomOut
 
-__all__ = ["OPS", "Recipe", "View", "render"]
+__all__ = ["OPS", "Recipe", "View", "gather", "render"]
 
 _COUNT = re.compile(r"\s*[1-9][0-9]{0,6}\s*")  # of views: there are never more than 2**20
 
@@ -60,6 +63,7 @@ OPS: Mapping[str, type[Op]] = {
     "letterbox": Letterbox,
     "mix": MixupOrCutmix,
     "mixup": Mixup,
+    "mosaic": Mosaicking,
     "rand_augment": RandAugment,
     "random_affine": RandomAffine,
     "random_resized_crop": RandomResizedCrop,
@@ -109,6 +113,11 @@ class Recipe:
         return any(phase.mixing for phase in self._phases)
 
     @property
+    def tiled(self) -> bool:
+        """Are views mosaics? Then see :meth:`mosaic`."""
+        return any(phase.tiled for phase in self._phases)
+
+    @property
     def boxed(self) -> bool:
         """Does :meth:`view` ask for boxes?"""
         return any(phase.boxed for phase in self._phases)
@@ -124,7 +133,7 @@ class Recipe:
         return self._phases[0].size(None)
 
     def view(self, id: str, k: int, width: int, height: int, boxes: np.ndarray | None = None) -> View:
-        """View number ``k`` of the sample ``id``, whose image is ``width`` × ``height`` pixels, not mixed.
+        """View number ``k`` of the sample ``id``, whose image is ``width`` × ``height`` pixels, alone.
 
         ``boxes`` of the image, xyxy float64 ``(n, 4)`` in its pixels, are needed where the recipe is :attr:`boxed`.
         Raises :class:`SpecError` where an op cannot be done on an image of that size, or without boxes, or where a
@@ -158,6 +167,11 @@ class Recipe:
         blend = phase.mixing.blend(size, stream)
         return None if blend is None else (blend, candidates(sample, samples, stream))
 
+    def mosaic(self, id: str, k: int, sample: int, samples: int) -> tuple[Frame, Iterator[int]] | None:
+        """Where the tiles of that view's mosaic lie, and the partners to try, as :meth:`mix`; None where it is none."""
+        drawn = self._phase(k).mosaic(self.seed, id, k)
+        return None if drawn is None else (drawn[0], candidates(sample, samples, drawn[1]))
+
     def _phase(self, k: int) -> Phase:
         return next(phase for phase in reversed(self._phases) if phase.first <= k)
 
@@ -172,6 +186,7 @@ class Recipe:
             "spec": self.spec,
             "seed": self.seed,
             "mixed": self.mixed,
+            "tiled": self.tiled,
             "ops": {name: op.version for phase in self._phases for name, op in phase.steps},
             "parameters": self.parameters,
             "render": {"version": RENDER_VERSION, "pillow": PIL.__version__},

@@ -65,17 +65,18 @@ class Blend:
 
 
 def _pixels(start: int, length: int, side: int) -> slice:
-    return slice(_rounded(start * side, ONE), _rounded((start + length) * side, ONE))
+    return slice(rounded(start * side, ONE), rounded((start + length) * side, ONE))
 
 
-def _rounded(numerator: int, denominator: int) -> int:
+def rounded(numerator: int, denominator: int) -> int:
     """The nearest whole number, halves up."""
     return (2 * numerator + denominator) // (2 * denominator)
 
 
 @dataclass(frozen=True, slots=True)
 class Mix:
-    """What a view is mixed with: view number ``number`` of the sample ``partner``, which is ``view`` and not mixed."""
+    """What a view is mixed with: view number ``number`` of the sample ``partner``, which is ``view``: with its
+    mosaic, if it has one, and not mixed."""
 
     partner: int
     number: int

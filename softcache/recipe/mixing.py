@@ -1,6 +1,6 @@
 """Ops that mix a view with another sample's: ``mixup``, ``cutmix``, and one or the other, ``mix``.
 
-One at most in a recipe, as its last op. The partner is any other sample.
+One at most in a recipe, as its last op; after a mosaic ``mixup`` alone. The partner is any other sample.
 """
 
 from __future__ import annotations

@@ -12,7 +12,9 @@ from softcache.keyed import Draws, draws
 from softcache.recipe.canvas import Canvas, Size
 from softcache.recipe.iou_crop import IouCrop
 from softcache.recipe.letterbox import Letterbox
-from softcache.recipe.mixing import Mixing
+from softcache.recipe.mixing import Mixing, Mixup
+from softcache.recipe.mosaic import Frame
+from softcache.recipe.mosaicking import Mosaicking
 from softcache.recipe.pixelop import PixelOp
 from softcache.recipe.random_affine import RandomAffine
 from softcache.recipe.vflip import VFlip
@@ -82,6 +84,20 @@ class Phase:
         op = self.steps[-1][1]
         return op if isinstance(op, Mixing) else None
 
+    @property
+    def tiled(self) -> bool:
+        """Are its views mosaics?"""
+        return any(isinstance(op, Mosaicking) for op in self.ops)
+
+    def mosaic(self, seed: int, id: str, k: int) -> tuple[Frame, Draws] | None:
+        """Where the tiles of that view's mosaic lie, and the draws that go on to its partners; None without one."""
+        for position, (_, op) in enumerate(self.steps):
+            if isinstance(op, Mosaicking):
+                stream = self.draws(position, seed, id, k)
+                frame = op.frame(stream)
+                return None if frame is None else (frame, stream)
+        return None
+
     def size(self, size: Size | None) -> Size | None:
         """(height, width) after all ops, where it is the same for every image (of ``size``)."""
         for op in self.ops:
@@ -103,12 +119,22 @@ def _turns(op: Op) -> bool:
 
 
 def _check_order(steps: tuple[tuple[str, Op], ...]) -> None:
-    """Geometry, then what turns, then pixels, then the mix of what is whole: what is written must be what is done."""
-    painted = turned = None
+    """Geometry, then what turns, then pixels, then the mosaic and the mix of what is whole: what is written must be
+    what is done."""
+    painted = turned = tiled = None
     for name, op in steps:
         if isinstance(op, Mixing):
             if op is not steps[-1][1]:
                 raise SpecError(f"{name!r} must come last in a recipe, and once")
+            if tiled and not isinstance(op, Mixup):
+                raise SpecError(f"{name!r} comes after {tiled!r}, which only 'mixup' may follow")
+        elif tiled is not None:
+            raise SpecError(
+                f"{name!r} comes after {tiled!r}, which only 'mixup' may follow: write {name!r} before it, where it is done "
+                "in every tile by itself"
+            )
+        elif isinstance(op, Mosaicking):
+            tiled = name
         elif isinstance(op, PixelOp):
             painted = name
         elif painted is not None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 
@@ -13,31 +14,62 @@ from softcache.recipe.view import View
 VERSION = 1
 
 
+NO_OTHERS: Mapping[int, np.ndarray] = MappingProxyType({})
+
+
 def render(
-    image: np.ndarray, view: View, size: tuple[int, int], partner: np.ndarray | None = None
+    image: np.ndarray, view: View, size: tuple[int, int], others: Mapping[int, np.ndarray] = NO_OTHERS
 ) -> np.ndarray:
     """The pixels of ``view`` at ``size`` = (h, w): a new contiguous uint8 array ``(h, w, 3)``.
 
     ``image`` is uint8 ``(H, W, 3)``. Crops the rectangle (black outside the image, or what the view's ``FILL`` says),
     mirrors it, and only where its size is not ``size`` resamples it with Pillow's antialiased bilinear filter
     (integer arithmetic, the same on every machine; with ``FILL`` across first, and then down). Then its pixel ops are
-    done, at that size. A view with a mix is mixed with the same of ``partner``, the image of the sample
-    ``view.mix.partner``.
+    done, at that size. Of a mosaic each tile is made so, at its own size. At last it is mixed with its partner's pixels,
+    made likewise. ``others`` are the images of ``view.others`` by sample, see :func:`gather`; more do no harm.
     Raises :class:`MismatchError` for an image of another size than the one the view was drawn for and
-    for a partner that is missing, and :class:`DamageError` for ops that no recipe draws.
+    for one that is missing, and :class:`DamageError` for ops that no recipe draws.
     """
-    pixels = _alone(image, view, size)
+    pixels = _tiled(image, view, size, others)
     if view.mix is None:
         return pixels
-    if partner is None:
+    return view.mix.blend(pixels, _tiled(_of(view.mix.partner, others), view.mix.view, size, others))
+
+
+def gather(sample: int, view: View, look: Callable[[int], np.ndarray]) -> dict[int, np.ndarray]:
+    """The images that a view of ``sample`` is rendered from, its own too, by sample; ``look`` gives each, once."""
+    return {i: look(i) for i in dict.fromkeys((sample, *view.others))}
+
+
+def _of(sample: int, others: Mapping[int, np.ndarray]) -> np.ndarray:
+    if sample not in others:
         raise MismatchError(
-            f"the view is mixed with sample {view.mix.partner}: render it with that sample's image as partner"
+            f"the view shows sample {sample} too: render it with the images of all its samples (view.others) as others"
         )
-    return view.mix.blend(pixels, _alone(partner, view.mix.view, size))
+    return others[sample]
+
+
+def _tiled(
+    image: np.ndarray, view: View, size: tuple[int, int], others: Mapping[int, np.ndarray]
+) -> np.ndarray:
+    """The pixels without the mix."""
+    if view.mosaic is None:
+        return _alone(image, view, size)
+    tiles, frame = view.mosaic.tiles, view.mosaic.frame
+    canvas = np.full((*size, 3), frame.fill, np.uint8)
+    shown = [(image, view), *((_of(tile.sample, others), tile.view) for tile in tiles)]
+    for (one, part), (left, top, right, bottom) in zip(shown, frame.pixels(size), strict=True):
+        rows, columns = slice(max(top, 0), min(bottom, size[0])), slice(max(left, 0), min(right, size[1]))
+        if rows.start < rows.stop and columns.start < columns.stop:
+            pixels = _alone(one, part, (bottom - top, right - left))
+            canvas[rows, columns] = pixels[
+                rows.start - top : rows.stop - top, columns.start - left : columns.stop - left
+            ]
+    return canvas
 
 
 def _alone(image: np.ndarray, view: View, size: tuple[int, int]) -> np.ndarray:
-    """The pixels without the mix."""
+    """The pixels without mosaic and mix."""
     if image.shape[:2] != (view.image_height, view.image_width):
         raise MismatchError(
             f"the view was drawn for an image of {view.image_width}x{view.image_height}, this one "

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from softcache.recipe.mix import UNMIXED, Mix
+from softcache.recipe.mosaic import UNTILED, Mosaic
 
 MAX_PIXELS = 32767  # a side or an offset must fit the int16 it is stored in
 MAX_PARAMETERS = 1024  # of all pixel ops of a recipe
@@ -18,7 +19,8 @@ class View:
 
     Free of resolution: the teacher and the student render the same view at their own sizes. The
     rectangle may reach outside the image, where it shows zeros (black), or what the op FILL says. ``ops`` are the realised
-    pixel ops, opcodes and their arguments (:mod:`softcache.recipe.opcodes`), done on the pixels resampled.
+    pixel ops, opcodes and their arguments (:mod:`softcache.recipe.opcodes`), done on the pixels resampled. All that is
+    one tile of ``mosaic``, where there is one; and that is mixed with ``mix``.
     """
 
     x: int
@@ -30,6 +32,7 @@ class View:
     flip: bool
     ops: tuple[int, ...] = ()
     mix: Mix | None = None
+    mosaic: Mosaic | None = None
 
     FIELDS: ClassVar[int] = 7
 
@@ -48,7 +51,17 @@ class View:
     def fields(self) -> dict[str, tuple[int, ...]]:
         """What is stored of the view, by the names of the arrays below ``view/``."""
         partner, mix = self.mix.pack() if self.mix else UNMIXED
-        return {"geometry": self.pack(), "ops": self.ops, "partner": partner, "mix": mix}
+        tiles, mosaic = self.mosaic.pack() if self.mosaic else UNTILED
+        alone = {"geometry": self.pack(), "ops": self.ops}
+        return alone | {"partner": partner, "mix": mix, "tiles": tiles, "mosaic": mosaic}
+
+    @property
+    def others(self) -> tuple[int, ...]:
+        """The samples whose images are needed to render it, each once; its own may be among them, in a partner's mosaic."""
+        found = [tile.sample for tile in self.mosaic.tiles] if self.mosaic else []
+        if self.mix:
+            found += [self.mix.partner, *self.mix.view.others]
+        return tuple(dict.fromkeys(found))
 
     @classmethod
     def unpack(cls, row: Sequence[int], ops: Sequence[int] = ()) -> View:

@@ -20,7 +20,7 @@ from softcache_train.online import LiveTeacher
 import softcache as sc
 from softcache.cache import Cache
 from softcache.errors import MismatchError
-from softcache.recipe import render
+from softcache.recipe import gather, render
 from softcache.source import Source
 
 RECIPE = "crop(16, pad=2)|flip|mix(p=0.9)"
@@ -53,10 +53,10 @@ def test_a_batch_shows_the_mixed_views_at_any_size(mixed: Cache, source: Source,
     spec = mixed.identity["teacher"]["input_spec"]
     kinds = set()
     for row, (sample, view) in enumerate(zip(batch.index.tolist(), batch.views, strict=True)):
-        own, partner = source.image(sample), view.mix and source.image(view.mix.partner)
-        expected = normalise(render(own, view, size, partner)[None], spec)[0]
+        images = gather(sample, view, source.image)
+        expected = normalise(render(images[sample], view, size, images)[None], spec)[0]
         assert torch.equal(batch.images[row], expected)
-        said = toys.teacher(render(own, view, (16, 16), partner)[None])[0]
+        said = toys.teacher(render(images[sample], view, (16, 16), images)[None])[0]
         np.testing.assert_allclose(batch["logits"].values[row], said, atol=5e-3)
         assert batch.labels[row] == source.labels[sample]
         if view.mix is None:

@@ -8,9 +8,8 @@ alone.
 from __future__ import annotations
 
 import logging
-import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,8 +22,9 @@ from softcache import canary
 from softcache.cache import Cache, integers, is_whole
 from softcache.errors import MismatchError, SpecError, nearest
 from softcache.pixels import normalise as normalised
-from softcache.recipe import View, render
+from softcache.recipe import View, gather, render
 from softcache.source import Source
+from softcache.source.kept import Kept
 from softcache_train.order import Order
 from softcache_train.policy import THRESHOLD, ViewPolicy
 from softcache_train.targets import BatchTarget, CacheTargets, TargetSource
@@ -37,7 +37,8 @@ class Batch:
     """One step's rows of one rank.
 
     ``images`` float32 (B, 3, h, w), normalised; ``labels`` int64 (B,), the cache's classes, −1
-    where unknown; ``partner_labels`` likewise, of the samples they are mixed with, and ``lam``
+    where unknown and of a mosaic, which shows four samples; ``partner_labels`` likewise, of the
+    samples they are mixed with, and ``lam``
     float32 (B,), the share of ``labels`` (unmixed: 1, and the same label twice); ``index`` int64
     (B,), indices into ``cache.ids``; ``view`` the cached view number (0, the canonical one, where
     views are fresh) and ``views`` the realised views that are shown;
@@ -156,7 +157,7 @@ class Loader:
             logging.getLogger(__name__).warning(self.policy.warning)
         self.order = Order(samples, 1 if self.policy.fresh else views or cache.views, global_batch, seed)
         self.labels = class_labels(cache, source, self.pairing.index)
-        self.image = _Decoded(source, self.pairing.index)
+        self.image = Kept(source, DECODED_BYTES, self.pairing.index)
         self.epoch = self.step = 0
 
     def _boxes(self, sample: int) -> np.ndarray | None:
@@ -208,12 +209,13 @@ class Loader:
 
     def _render(self, rows: np.ndarray, views: list[View]) -> tuple[Tensor, np.ndarray | None]:
         """The student's images, and the pixels that the target source asks for."""
-        images = [self.image(sample) for sample in rows.tolist()]
-        partners = [view.mix and self.image(view.mix.partner) for view in views]
-        pixels = stack_views(images, views, self.size, partners)
         asked = self.target_source.size
-        shown = pixels if asked in (None, self.size) else stack_views(images, views, asked, partners)
-        return normalise(pixels, self.input_spec), None if asked is None else shown
+        pixels = {size: np.empty((len(rows), *size, 3), np.uint8) for size in {self.size, asked or self.size}}
+        for i, (sample, view) in enumerate(zip(rows.tolist(), views, strict=True)):
+            images = gather(sample, view, self.image)
+            for size, out in pixels.items():
+                out[i] = render(images[sample], view, size, images)
+        return normalise(pixels[self.size], self.input_spec), asked and pixels[asked]
 
     def _batch(
         self,
@@ -232,30 +234,14 @@ class Loader:
                     "teacher did not see its input, or this cache is not of these images"
                 )
         targets = self.policy.targets(targets, view, rows, views)
-        partners = [v.mix.partner if v.mix else row for v, row in zip(views, rows.tolist(), strict=True)]
+        own = list(zip(rows.tolist(), views, strict=True))
+        partners = [(v.mix.partner, v.mix.view) if v.mix else (row, v) for row, v in own]
         lam = torch.tensor([v.mix.blend.share if v.mix else 1.0 for v in views], dtype=torch.float32)
-        labels, others = (torch.from_numpy(self.labels[which]) for which in (rows, partners))
+        labels, others = (
+            torch.tensor([-1 if v.mosaic else self.labels[i] for i, v in shown], dtype=torch.int64)
+            for shown in (own, partners)
+        )
         return Batch(images, labels, others, lam, rows, view, views, targets)
-
-
-class _Decoded:
-    """Decoded images of the cache's samples, the first :data:`DECODED_BYTES` of them kept."""
-
-    def __init__(self, source: Source, index: np.ndarray):
-        self.source, self.index = source, index
-        self.kept: dict[int, np.ndarray] = {}
-        self.room = DECODED_BYTES
-        self.lock = threading.Lock()
-
-    def __call__(self, sample: int) -> np.ndarray:
-        image = self.kept.get(sample)
-        if image is None:
-            image = self.source.image(int(self.index[sample]))
-            with self.lock:
-                if sample not in self.kept and image.nbytes <= self.room:
-                    self.kept[sample] = image
-                    self.room -= image.nbytes
-        return image
 
 
 def trainable(cache: Cache) -> np.ndarray:
@@ -276,18 +262,11 @@ def class_labels(cache: Cache, source: Source, index: np.ndarray) -> np.ndarray:
     return np.where(labels >= 0, table[labels], -1)
 
 
-def stack_views(
-    images: list[np.ndarray],
-    views: list[View],
-    size: tuple[int, int],
-    partners: Sequence[np.ndarray | None] | None = None,
-) -> np.ndarray:
-    """Rendered views, uint8 (B, h, w, 3); ``partners`` are the images they are mixed with."""
+def stack_views(images: list[np.ndarray], views: list[View], size: tuple[int, int]) -> np.ndarray:
+    """Rendered views that show nothing but their own images, uint8 (B, h, w, 3)."""
     pixels = np.empty((len(images), *size, 3), np.uint8)
-    for out, image, view, partner in zip(
-        pixels, images, views, partners or [None] * len(images), strict=True
-    ):
-        out[:] = render(image, view, size, partner)
+    for out, image, view in zip(pixels, images, views, strict=True):
+        out[:] = render(image, view, size)
     return pixels
 
 

@@ -276,6 +276,11 @@ def _check_labels(config: Config, loader: Loader, num_classes: int) -> None:
         )
     if config.alpha < 1 and labels.max() < 0:
         raise SpecError("the source has no labels: learn from the teacher only with --set alpha=1")
+    if config.alpha < 1 and loader.cache.tiled:
+        raise SpecError(
+            "the cache has mosaics, which show four samples each and have no one label: learn from the teacher only with "
+            "--set alpha=1"
+        )
 
 
 def _smoothing_note(config: Config, cache: Cache) -> str | None:

@@ -44,7 +44,7 @@ MOVES = {
     "random_resized_crop": ("shift", "zoom"),
     "zoom_out": ("shift", "zoom"),
 }
-MIXES = ("mixup", "cutmix", "mix")
+MIXES = ("mixup", "cutmix", "mix", "mosaic")
 
 
 @dataclass(frozen=True)
@@ -160,8 +160,8 @@ def _refuse_mixes(cache: Cache, recipe: Recipe) -> None:
         for op in ops:
             if op in MIXES:
                 raise SpecError(
-                    f"{whose}recipe has {op!r}: mixed views are trained on as they were cached, with policy=exact and "
-                    "no recipe"
+                    f"{whose}recipe has {op!r}: views of several samples are trained on as they were cached, with "
+                    "policy=exact and no recipe"
                 )
 
 

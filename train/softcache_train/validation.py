@@ -5,7 +5,7 @@ Images are whole (no crop, no flip), resized to the student's size. None was tra
 * a split given: its images, but those that the cache holds (the same id and the same pixels);
 * else the images of the cache's own split that are not in the cache, if there are at least 100;
 * else a tenth of the cache's samples, chosen by key, which are then left out of training; none
-  where views are mixed, for every sample is then seen in the views of others.
+  where views are mixed or mosaics, for every sample is then seen in the views of others.
 
 The choice does not depend on the run's seed, so runs of several seeds compare.
 """
@@ -57,7 +57,7 @@ def split(cache: Cache, source: Source, pairing: Pairing, val_source: Source | N
     outside = np.setdiff1d(labelled, pairing.index)
     if len(outside) >= ENOUGH:
         return Split(train, source, _some(outside, limit), "images outside the cache")
-    if cache.mixed:
+    if cache.mixed or cache.tiled:
         return Split(train, source, outside[:0], "")
     held = train[labels[pairing.index[train]] >= 0]
     held = _some(held, len(held) // HELD_OUT)
@@ -120,7 +120,8 @@ def load(cache: Cache, source: Source, chosen: Split, size: tuple[int, int]) -> 
 
 
 def _none(cache: Cache) -> str:
-    why = ": the cache mixes every sample into the views of others; give val_split" if cache.mixed else ""
+    crossed = cache.mixed or cache.tiled
+    why = ": the cache mixes every sample into the views of others; give val_split" if crossed else ""
     return "no labelled image to validate on" + why
 
 

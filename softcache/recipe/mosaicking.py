@@ -1,0 +1,51 @@
+"""``mosaic``: the view becomes one of four on one canvas, the others being those of three other samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from softcache.errors import SpecError
+from softcache.keyed import Draws
+from softcache.recipe.canvas import Canvas, Size
+from softcache.recipe.mix import ONE
+from softcache.recipe.mosaic import MOST, Frame
+from softcache.recipe.opcodes import FACTOR
+from softcache.recipe.options import interval, level, probability
+
+
+@dataclass(frozen=True)
+class Mosaicking:
+    """With probability ``p`` a mosaic (Bochkovskiy et al. 2020): Ultralytics' of four images with the zoom and the shift
+    that follow there, in one.
+
+    The four tiles meet in a point whose x and y are drawn from ``center``, shares of the sides. Each is a view drawn at
+    ``scale`` times the canvas, as far as it lies on that; the rest is of the grey ``fill``.
+    """
+
+    p: float = 1.0
+    scale: tuple[float, float] = (0.5, 1.5)
+    center: tuple[float, float] = (0.2, 0.8)
+    fill: int = 114
+    version: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        probability("mosaic", self.p)
+        if interval("mosaic", "scale", self.scale)[1] > MOST:
+            raise SpecError(f"mosaic: scale is at most {MOST} times the canvas, not {self.scale}")
+        if interval("mosaic", "center", self.center)[1] > 1:
+            raise SpecError(f"mosaic: center is a share of the sides, at most 1, not {self.center}")
+        level("mosaic", "fill", self.fill)
+
+    def size_after(self, size: Size | None) -> Size | None:
+        return size
+
+    def apply(self, canvas: Canvas, draws: Draws) -> Canvas:
+        return canvas
+
+    def frame(self, draws: Draws) -> Frame | None:
+        """Where the tiles lie; None where there is to be no mosaic."""
+        if draws.uniform() >= self.p:
+            return None
+        x, y = (round(draws.uniform(*self.center) * ONE) for _ in range(2))
+        return Frame(x, y, max(1, round(draws.uniform(*self.scale) * FACTOR)), self.fill)
