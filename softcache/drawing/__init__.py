@@ -169,8 +169,10 @@ class _Drawer:
             elif target.kind == "feature_map":
                 maps.append((name, np.abs(value.dense()).mean(axis=0)))
         truth = marks.truth(view, sample, self._boxes, self._source.classes, self._size)
-        nothing = [marks.Said([], "")]
-        return [Panel(pixels, [*said.marks, *truth], maps, [*below, said.line]) for said in drawn or nothing]
+        return [
+            Panel(pixels, [*said.marks, *truth], [] if i else maps, [*below, said.line])
+            for i, said in enumerate(drawn or [marks.Said([], "")])
+        ]
 
     def _number(self, k: int) -> str:
         """Which view it is, and of which phase, where there are several."""
