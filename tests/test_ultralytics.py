@@ -350,13 +350,15 @@ def test_memory_is_what_the_decoder_attends_to(made, pixels):
 
 
 def test_anchors_that_lie_in_a_file_are_made_anew(made, pixels, tmp_path: Path):
-    """A training in half precision leaves them there, rounded, for the very size."""
-    model = deepcopy(made("yolov8-rtdetr").model)
-    good = as_file(model, tmp_path / "a.pt", "detections")(pixels)["detections"]
+    """A training in half precision leaves them there, rounded, for its own size."""
+    square = np.tile(pixels, (1, 2, 2, 1))[:, :256, :256]
+    model, size = deepcopy(made("yolov8-rtdetr").model), {"input_size": (256, 256)}
+    Hooks(model, square)
+    good = as_file(model, tmp_path / "a.pt", "detections", **size)(square)["detections"]
     head = model.model[-1]
-    assert head.shapes == [[20, 24], [10, 12], [5, 6]]
-    head.anchors = head.anchors.half().float() + 0.1
-    assert np.array_equal(as_file(model, tmp_path / "b.pt", "detections")(pixels)["detections"], good)
+    assert head.shapes == [[32, 32], [16, 16], [8, 8]]
+    head.anchors = head.anchors + 0.1
+    assert np.array_equal(as_file(model, tmp_path / "b.pt", "detections", **size)(square)["detections"], good)
 
 
 # -- files -----------------------------------------------------------------------------------------------------
@@ -390,6 +392,16 @@ def test_a_checkpoint_is_the_model_in_it(name: str, made, pixels, tmp_path: Path
     assert np.array_equal(layout.part(teacher(pixels)["detections"], "logits"), logits)
 
 
+def test_of_two_models_in_a_checkpoint_the_averaged_one_speaks(made, tmp_path: Path):
+    other, averaged = (deepcopy(made("yolov8n").model) for _ in range(2))
+    other.names = {i: f"other {i}" for i in range(80)}
+    averaged.names = {i: f"averaged {i}" for i in range(80)}
+    for file, ema, first in (("last.pt", averaged, "averaged 0"), ("stripped.pt", None, "other 0")):
+        torch.save({"model": other, "ema": ema}, tmp_path / file)
+        teacher = load(f"ultralytics:{tmp_path / file}", Options(taps=("p3",), allow_pickle=True, **SIZE))
+        assert teacher.classes[0] == first
+
+
 def test_weights_are_of_as_many_classes_as_they_have(made):
     for name in ("yolov8n", "yolov8-rtdetr"):
         teacher = made(name, nc=3).teacher("detections")
@@ -400,9 +412,13 @@ def test_weights_are_of_as_many_classes_as_they_have(made):
 
 
 def test_without_weights_it_is_random_says_so_and_is_the_same_every_time(caplog):
+    options = Options(taps=("detections",), **SIZE)
+    torch.manual_seed(5)
     state = torch.random.get_rng_state()
-    one, other = (load("ultralytics:yolov8n.yaml", Options(taps=("detections",), **SIZE)) for _ in range(2))
+    one = load("ultralytics:yolov8n.yaml", options)
     assert torch.equal(torch.random.get_rng_state(), state)
+    torch.manual_seed(6)
+    other = load("ultralytics:yolov8n.yaml", options)
     assert one.identity() == other.identity() and one.identity().weights_format is None
     assert "yolov8n.yaml has random weights" in caplog.text
 
