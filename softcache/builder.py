@@ -32,7 +32,7 @@ from softcache.recipe import Recipe, render
 from softcache.rows import Batch, Work, keep
 from softcache.source import Source, find_unreadable
 from softcache.store import Store
-from softcache.targets import is_logits, requests
+from softcache.targets import is_logits, requests, taps
 from softcache.teachers import Options, layouts_of
 from softcache.teachers.classes import aligned
 from softcache.teachers.classes import read as read_classes
@@ -122,7 +122,7 @@ def build(
     size = (input_size, input_size) if isinstance(input_size, int) else input_size
     options = Options(
         allow_pickle=allow_pickle,
-        taps=tuple(r.name for r in asked if r.name != "logits"),
+        taps=taps(asked),
         precision=precision,
         device=device,
         batch=batch,

@@ -181,6 +181,8 @@ class Cache:
         offsets = m.constant("ids/offsets", (self.samples + 1,), "int64")
         if path == offsets.path:
             return offsets
+        if path != "ids/bytes":
+            raise NotBuilt(f"{self.path} is not finished: its {path} is written at the end of the build")
         characters = self.constant(offsets.path)[-1]
         return m.constant("ids/bytes", (int(characters),), "uint8")
 

@@ -23,6 +23,10 @@ def summary(cache: Cache) -> dict[str, Any]:
     }
     if manifest:
         found["report"] = manifest.report.model_dump()
+        constants = {p: c for p, c in manifest.constants.items() if p.startswith("constants/")}
+        found["constants"] = {
+            p: c.model_dump(include={"dtype", "shape", "bytes"}) for p, c in constants.items()
+        }
         found["invalid"] = [cache.ids[i] for i in cache.invalid]
     return found
 
@@ -61,6 +65,8 @@ def tell(found: dict[str, Any]) -> list[str]:
         )
         if motion := report.get("equivariance", {}).get(name):
             lines.append(f"           moves with the view, cosine: {measure.motion_words(motion)}")
+    for path, one in found.get("constants", {}).items():
+        lines.append(f"  constant {path}: {one['dtype']} {tuple(one['shape'])}")
     if found["complete"]:
         lines.append(f"  shards   {measure.size(report['bytes'])} in {total:,} blocks")
         if report["top1"] is not None:

@@ -154,8 +154,8 @@ def verify_live(
     control = answers(teacher, pixels[::-1], max(1, ours["batch"] // 2 + 1))
     found = {}
     for name, target in cache.targets.items():
-        said = [target.wrap(row[None]) for row in live[name]]
-        again = [target.wrap(row[None]) for row in control[name][::-1]]
+        said = [target.wrap(row[None]) for row in live[target.tap]]
+        again = [target.wrap(row[None]) for row in control[target.tap][::-1]]
         kept = [cache.read(v, np.array([s]), [name])[name] for s, v in chosen]
         again = [a.take(k.index) if isinstance(a, Items) else a for a, k in zip(again, kept, strict=True)]
         found[name] = {"cache": _means(said, kept), "control": _means(said, again)}

@@ -289,6 +289,7 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 def _verify_live(arguments: argparse.Namespace, cache: Any) -> int:
     from softcache.checker import verify_live
+    from softcache.targets import taps
     from softcache.teachers import Options
     from softcache.teachers.ensemble import assemble
 
@@ -301,8 +302,7 @@ def _verify_live(arguments: argparse.Namespace, cache: Any) -> int:
     said = {
         k: getattr(arguments, k) for k in ("allow_pickle", "device", "input_size", "mean", "std", "color")
     }
-    taps = tuple(t for t in cache.targets if t != "logits")
-    options = Options.like(cache.identity["teacher"], taps=taps, **said)
+    options = Options.like(cache.identity["teacher"], taps=taps(cache.targets.values()), **said)
     teacher = assemble(arguments.teacher, arguments.weights, options)
     found = verify_live(cache, source, teacher, arguments.live)
     if arguments.json:

@@ -14,6 +14,7 @@ from softcache.block import Block
 from softcache.errors import DamageError, SourceError
 from softcache.job import Job, ids_arrays
 from softcache.recipe import render
+from softcache.teachers import constants_of
 from softcache.zarrfile import Array, group_metadata, groups
 
 
@@ -34,7 +35,7 @@ def _write_manifest(job: Job) -> None:
     receipts = [_whole(job, block) for block in job.grid.blocks()]
     invalid = sorted({i for receipt, _ in receipts for i in receipt.invalid})
     constants = {}
-    for array, values in [*ids_arrays(job.source.ids), *_canaries(job, invalid)]:
+    for array, values in [*ids_arrays(job.source.ids), *_canaries(job, invalid), *_constants(job)]:
         data = array.encode(values)
         if not job.store.exists(array.file()) or job.store.get(array.file()) != data:
             job.store.put(array.file(), data)
@@ -83,6 +84,12 @@ def _canaries(job: Job, invalid: list[int]) -> list[tuple[Array, np.ndarray]]:
         canary.keep(kept, i, view)
     named = kept | {"pixels": pixels, "sample": np.array([s for s, _ in rows], np.int64)}
     return [(m.constant(f"canary/{n}", v.shape, v.dtype.name), v) for n, v in named.items()]
+
+
+def _constants(job: Job) -> list[tuple[Array, np.ndarray]]:
+    """What the teacher has that is the same for every image."""
+    offered = constants_of(job.teacher).items()
+    return [(m.constant(f"constants/{n}", v.shape, v.dtype.name), v) for n, v in offered]
 
 
 def metadata(arrays: list[Array], constants: Mapping[str, m.Constant]) -> dict[str, bytes]:

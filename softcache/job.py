@@ -31,7 +31,7 @@ from softcache.source import Source, digest_labels
 from softcache.source.kept import Kept
 from softcache.store import Store
 from softcache.targets import Layout, Request, Target, is_logits
-from softcache.teachers import Teacher, layouts_of
+from softcache.teachers import Teacher, constants_of, layouts_of
 from softcache.zarrfile import Array
 
 _BLOCK_BYTES = 64 << 20  # encoded bytes a block holds by default
@@ -95,6 +95,7 @@ def prepare(
         _check_classes(classes, targets)
         answer = _sketch(said, asked) if teacher.probed else None
         _try(recipe, source)
+        constants_of(teacher)  # which are written at the end, and refused now
         stored = _begin(store, source, identity(targets, answer, block_rows))
     answer = _same_answer(stored.teacher.answer, None if said is None else _sketch(said, asked))
     wanted = identity(
@@ -167,7 +168,8 @@ def _noise(teacher: Teacher) -> np.ndarray:
 
 
 def _sketch(said: Mapping[str, np.ndarray] | None, asked: tuple[Request, ...]) -> list[float]:
-    answers = [said[r.name].astype(np.float64) for r in asked if said and r.name in said]
+    taps = dict.fromkeys(r.tap for r in asked)
+    answers = [said[tap].astype(np.float64) for tap in taps if said and tap in said]
     numbers = [float(x) for a in answers for x in (a.mean(), a.std())]
     if not np.isfinite(numbers).all():
         raise TeacherError(
@@ -189,9 +191,9 @@ def _resolve(
 ) -> dict[str, Target]:
     """The targets, their shapes taken from the teacher's answer to a picture of noise."""
     for request in asked:
-        if request.name not in said:
-            raise TeacherError(f"the teacher has no target {request.name!r}{nearest(request.name, said)}")
-    targets = {r.name: r.resolve(tuple(said[r.name].shape[1:]), layouts.get(r.name)) for r in asked}
+        if request.tap not in said:
+            raise TeacherError(f"the teacher has no target {request.tap!r}{nearest(request.tap, said)}")
+    targets = {r.name: r.resolve(tuple(said[r.tap].shape[1:]), layouts.get(r.name)) for r in asked}
     for target in targets.values():
         target.codec.fields(target.shape)  # refuses a shape it cannot hold
     return targets

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from softcache.codecs import AttentionMap
 from softcache.codecs.fixed import HIGH, LOW
 from softcache.manifest import Receipt, Report
 from softcache.targets import Items, Logits, Target
@@ -49,7 +50,10 @@ class Tally:
 def fidelity(said: Any, kept: Any) -> dict[str, np.ndarray]:
     """Per row, of two decoded targets: KL(said ‖ kept) in nats at each temperature that both hold for logits, and
     whether they agree on the class where one has none; of items see :func:`_of_items`; relative L2 error and cosine for
-    the rest."""
+    the rest, of attention maps for either part."""
+    if isinstance(said, AttentionMap):
+        pairs = {"spatial": (said.spatial, kept.spatial), "channel": (said.channel, kept.channel)}
+        return {f"{name}_{key}": v for name, pair in pairs.items() for key, v in _closeness(*pair).items()}
     if isinstance(said, Items):
         rows = [_of_items(*_common(said[i], kept[i])) for i in range(len(said.index))]
         return {key: np.array([row[key] for row in rows]) for key in (rows[0] if rows else ())}

@@ -94,12 +94,13 @@ def _checked(
 ) -> np.ndarray:
     """The teacher's rows without the padding, finite and within the codec's reach; invalid rows are zero."""
     target = job.targets[name]
-    if name not in answer or answer[name].shape != (job.batch, *target.shape):
-        found = answer[name].shape if name in answer else "nothing"
+    said = answer.get(target.tap)
+    if said is None or said.shape != (job.batch, *target.shape):
+        found = "nothing" if said is None else said.shape
         raise TeacherError(
             f"target {name!r}: the teacher gave {found} for a batch of {job.batch} rows of {target.shape}"
         )
-    values = answer[name][:rows]
+    values = said[:rows]
     if not valid.all():
         values = np.where(valid.reshape(-1, *[1] * len(target.shape)), values, np.float32(0))
     largest = np.abs(values).reshape(rows, -1).max(axis=1)

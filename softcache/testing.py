@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import math
 import os
 import shutil
 import threading
@@ -18,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from softcache.store import Disk
+from softcache.targets import Layout
 
 # -- disks -------------------------------------------------------------------------------------------------
 
@@ -229,6 +231,59 @@ def row_digest(pixels: np.ndarray) -> str:
 def toy_teacher() -> ToyTeacher:
     """The factory: ``--teacher softcache.testing:toy_teacher``."""
     return ToyTeacher()
+
+
+class ToyDetector:
+    """As exact: ``detections`` of 21 anchors, ``queries`` of two layers of five, the map ``p3`` (6, 5, 7), and constants.
+
+    ``SOFTCACHE_TOY_DELAY`` as for :class:`ToyTeacher`.
+    """
+
+    input_spec = {"size": (16, 16)}  # noqa: RUF012
+    classes = ToyImages.classes
+    weights_digest = hashlib.sha256(b"toy detector").hexdigest()
+    layouts = {  # noqa: RUF012
+        "detections": Layout(
+            {"logits": 4, "boxes": 4, "distribution": 16}, levels=((4, 4), (2, 2), (1, 1)), head="toy"
+        ),
+        "queries": Layout(
+            {"embedding": 8, "logits": 5, "boxes": 4, "reference": 4}, "softmax", background=4, layers=2
+        ),
+    }
+
+    def __call__(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+        time.sleep(float(os.environ.get("SOFTCACHE_TOY_DELAY", 0)))
+        rows = pixels.reshape(len(pixels), -1).astype(np.int64)
+        seen = rows.cumsum(axis=1) + np.arange(rows.shape[1]) * 7
+
+        def numbers(prime: int, *shape: int) -> np.ndarray:
+            return np.resize(seen.T, (math.prod(shape), len(rows))).T.reshape(-1, *shape) * prime % 1009
+
+        def answer(items: int, layout: Layout) -> np.ndarray:
+            parts = {}
+            for prime, (name, columns) in zip((3, 5, 11, 13), layout.columns.items(), strict=False):
+                values = numbers(prime, items, columns) / 61 - 12
+                if name in ("boxes", "reference"):
+                    values = np.sort(values.reshape(-1, items, 2, 2) / 15 + 0.5, axis=2).reshape(-1, items, 4)
+                parts[name] = values.astype(np.float32)
+            return np.concatenate(list(parts.values()), axis=2)
+
+        return {
+            "detections": answer(21, self.layouts["detections"]),
+            "queries": answer(10, self.layouts["queries"]),
+            "p3": (numbers(17, 6, 5, 7) / 256 - 2).astype(np.float32),
+        }
+
+    def constants(self) -> dict[str, np.ndarray]:
+        return {
+            "query_embed": np.arange(40, dtype=np.float32).reshape(5, 8),
+            "head": np.arange(9, dtype=np.uint8),
+        }
+
+
+def toy_detector() -> ToyDetector:
+    """The factory: ``--teacher softcache.testing:toy_detector``."""
+    return ToyDetector()
 
 
 # -- damage ------------------------------------------------------------------------------------------------

@@ -166,3 +166,113 @@ def test_the_trainer_notes_it_where_it_matters(
     train(config.check(options), cache, sc.Source(ToyImages(12)))
     told = capsys.readouterr().err
     assert ("label smoothing 0.1" in told and "Müller" in told) == noted
+
+
+# -- detectors -------------------------------------------------------------------------------------------------
+
+HOLES = ("__background__", "dog", "N/A", "ant", "cow", "N/A", "bee", "N/A")
+
+
+class Detector:
+    """Logits and class-wise box deltas that are their own numbers; a head with a background, and one without."""
+
+    input_spec = ToyTeacher.input_spec
+    weights_digest = ToyTeacher.weights_digest
+
+    def __init__(self, classes: Any, layouts: dict[str, sc.Layout]):
+        self.classes, self.layouts = classes, layouts
+
+    def __call__(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+        answers = {}
+        for name, layout in self.layouts.items():
+            row = np.zeros((len(pixels), 6, layout.width), np.float32)
+            layout.part(row, "logits")[:] = np.arange(layout.columns["logits"])
+            if "deltas" in layout.columns:
+                layout.part(row, "deltas")[:] = np.arange(layout.columns["deltas"])
+            answers[name] = row
+        return answers
+
+
+def boxed(logits: int, background: int | None = None) -> sc.Layout:
+    return sc.Layout(
+        {"embedding": 3, "deltas": 4 * logits, "logits": logits, "boxes": 4}, "softmax", background
+    )
+
+
+@pytest.mark.parametrize(
+    ("classes", "layout", "expected", "columns"),
+    [
+        (HOLES, boxed(8, 0), [3, 6, 4, 1, 0], [2, 5, 3, 0]),  # torchvision's two-stage heads
+        (HOLES, boxed(8), [3, 6, 4, 1], [3, 6, 4, 1]),  # and its dense ones
+        (HOLES, boxed(9, 8), [3, 6, 4, 1, 8], [3, 6, 4, 1]),  # DETR: one more, that has no name
+        (OTHER, boxed(5, 0), [2, 4, 3, 1, 0], [1, 3, 2, 0]),  # the same in front
+        (SOURCE, boxed(5, 0), [1, 2, 3, 4, 0], [0, 1, 2, 3]),
+    ],
+)
+def test_a_detectors_holes_are_left_out_and_its_background_comes_last(
+    tmp_path: Path, classes: Any, layout: sc.Layout, expected: list[int], columns: list[int], capsys
+):
+    teacher = Detector(classes, {"detections": layout})
+    cache = build(tmp_path / "c", teacher=teacher, targets=["detections=all(logits=f16)"], progress=True)
+    told, found = cache.targets["detections"].layout, cache.read(0, np.arange(12))["detections"]
+    assert told is not None and told.classes == 4 and told.background == (None if len(expected) == 4 else 4)
+    assert found.parts["logits"][3, 2].tolist() == expected
+    deltas = found.parts["deltas"][3, 2].reshape(-1, 4)
+    assert np.allclose(deltas, 4 * np.array(expected)[:, None] + np.arange(4), atol=0.2)
+    assert cache.identity["teacher"]["columns"] == columns and cache.classes == SOURCE
+    err = capsys.readouterr().err
+    assert "4 classes matched by name" in err and ("the background comes last" in err) == (
+        layout.background == 0
+    )
+    holes = 3 if layout.background == 0 else 4  # where its name was the background's, it is no hole
+    assert (f"{holes} that are none are left out" in err) == (len(classes) == 8)
+    options = Options.like(cache.identity["teacher"], taps=("detections",))
+    live = assemble(teacher, None, options)
+    assert sc.verify_live(cache, sc.Source(ToyImages(12)), live, 5)["detections"]["cache"]["kl"] < 1e-6
+
+
+def test_a_detector_in_order_is_left_alone(tmp_path: Path, capsys):
+    teacher = Detector(SOURCE, {"a.detections": boxed(4), "b.detections": boxed(5, 4)})
+    cache = build(tmp_path / "c", teacher=teacher, targets=["a.detections=all"], progress=True)
+    assert "in the source's order" in capsys.readouterr().err
+    assert "columns" not in cache.identity["teacher"]
+
+
+def test_a_long_table_is_told_in_runs(tmp_path: Path, capsys):
+    source = ToyImages(12)
+    source.classes = tuple("abcdefghij")
+    holes = ("__background__", *"abc", "N/A", *"defg", "N/A", "N/A", *"jih")
+    teacher = Detector(holes, {"detections": boxed(14)})
+    build(tmp_path / "c", source=source, teacher=teacher, targets=["detections=all"], progress=True)
+    told = "a … c 1 … 3→0 … 2, d … g 5 … 8→3 … 6, h 13→7, i 12→8, j 11→9; 4 that are none are left out"
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("classes", "layouts", "told"),
+    [
+        (
+            (*SOURCE, "elk"),
+            {"detections": boxed(5)},
+            "has the class 'elk', which the source has not.*--ignore-labels",
+        ),
+        (HOLES[:-2], {"detections": boxed(6)}, "has no class 'bee', which the source has"),
+        (("ant", "bee", "cow", "N/A"), {"detections": boxed(4)}, "has no class 'dog'"),
+        (SOURCE, {"detections": boxed(6)}, "answers 6 classes and 4 are named"),
+        (
+            SOURCE,
+            {"detections": boxed(4), "x.detections": boxed(6, 0)},
+            "answers 4 and 5 classes and 4 are named",
+        ),
+        (None, {"detections": boxed(6, 0)}, "answers 5 classes and the source names 4"),
+    ],
+)
+def test_a_detectors_classes_that_match_only_in_part_are_refused(
+    tmp_path: Path, classes: Any, layouts: dict[str, sc.Layout], told: str
+):
+    options: dict[str, Any] = {"teacher": Detector(classes, layouts), "targets": ["detections=all"]}
+    with pytest.raises(MismatchError, match=told) as caught:
+        build(tmp_path / "c", **options)
+    assert "--ignore-labels" in str(caught.value)
+    cache = build(tmp_path / "c", **options, ignore_labels=True)
+    assert cache.targets["detections"].layout == layouts["detections"] and cache.classes is None

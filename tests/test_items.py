@@ -309,7 +309,7 @@ def test_a_row_of_a_batch_is_what_it_is_alone(layout: Layout):
         ({"logits": 3}, {"levels": ((0, 4),)}, "levels"),
         ({"logits": 3}, {"levels": ((4, 4),) * 100}, "levels"),
         ({"logits": 3}, {"layers": 0}, "0 layers"),
-        ({"logits": 3}, {"head": "x" * 300}, "head"),
+        ({"logits": 3}, {"head": "x" * 300}, "300 characters"),
     ],
 )
 def test_a_layout_that_means_nothing_is_refused(columns: Any, options: Any, told: str):

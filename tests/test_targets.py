@@ -8,15 +8,16 @@ from softcache.targets import KINDS, Logits, Target, request, requests
 
 SHAPES = {"logits": (10,), "feature_map": (4, 3, 2), "embedding": (6,)}
 CODEC = {"logits": "full(u8)", "feature_map": "int8", "embedding": "f16"}
-OF_ITEMS = {"detections", "proposals", "queries", "probes"}  # test_items.py has their contract
-every_kind = pytest.mark.parametrize("kind", sorted(set(KINDS) - OF_ITEMS))
+# test_items.py and test_map_codecs.py have their contract
+IN_PARTS = {"detections", "proposals", "queries", "probes", "attention_map"}
+every_kind = pytest.mark.parametrize("kind", sorted(set(KINDS) - IN_PARTS))
 
 
 # -- the contract of a kind ------------------------------------------------------------------------------------
 
 
 def test_every_kind_is_under_contract():
-    assert set(KINDS) - OF_ITEMS == set(SHAPES) == set(CODEC)
+    assert set(KINDS) - IN_PARTS == set(SHAPES) == set(CODEC)
 
 
 @every_kind

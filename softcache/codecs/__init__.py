@@ -8,9 +8,9 @@ A codec is a frozen dataclass whose spec string is its constructor call. It has
 - ``fields(shape)``: the fields of one row of that shape; :class:`CodecError` when it cannot serve the shape;
 - ``encode(values)``: float32 ``(n, *shape)`` → ``{field: (n, *field shape)}``;
 - ``decode(fields, shape)``: the inverse, float32 ``(n, *shape)``; from those that keep less than every value, or keep
-  it in parts, an object of their own: :class:`SparseLogits`, :class:`HardLabels`, :class:`Items`;
-- ``bound(fields, shape)``: the largest absolute error of each value that is kept, broadcastable to ``(n, *shape)`` (of
-  items: by part);
+  it in parts, an object of their own: :class:`SparseLogits`, :class:`HardLabels`, :class:`Items`, :class:`AttentionMap`;
+- ``bound(fields, shape)``: the largest absolute error of each value that is kept, broadcastable to ``(n, *shape)`` (where
+  what is decoded has parts: by part);
 - ``exact(values)``, where what is decoded has another form than the teacher's rows: those rows in that form, unrounded.
 """
 
@@ -18,22 +18,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, cast
 
 import numpy as np
 
 from softcache import spec
 from softcache.codecs.argmax import Argmax, HardLabels
+from softcache.codecs.attention import Attention, AttentionMap
 from softcache.codecs.f16 import F16
 from softcache.codecs.fields import Field, Fields
 from softcache.codecs.full import Full
 from softcache.codecs.int8 import Int8
 from softcache.codecs.items import All, Items, Top
+from softcache.codecs.pool import Pool, Pooled
 from softcache.codecs.topk import SparseLogits, TopK
 from softcache.errors import SpecError
 
 __all__ = [
     "CODECS",
+    "AttentionMap",
     "Codec",
     "Decoded",
     "Field",
@@ -45,7 +48,7 @@ __all__ = [
     "parse",
 ]
 
-Decoded = np.ndarray | SparseLogits | HardLabels | Items
+Decoded = np.ndarray | SparseLogits | HardLabels | Items | AttentionMap
 
 
 class Codec(Protocol):
@@ -64,12 +67,17 @@ class Codec(Protocol):
 CODECS: dict[str, type[Codec]] = {
     "all": All,
     "argmax": Argmax,
+    "attention": Attention,
     "f16": F16,
     "full": Full,
     "int8": Int8,
     "top": Top,
     "topk": TopK,
 }
+
+
+# What may stand in front of a codec of maps, as in ``pool(2)|int8``.
+STEPS: dict[str, type[Pool]] = {"pool": Pool}
 
 
 @dataclass(frozen=True)
@@ -81,8 +89,20 @@ class Named:
 
 
 def parse(text: str) -> Named:
-    """``"full(u8)"`` → the codec. Raises :class:`SpecError` naming the nearest known word."""
+    """``"full(u8)"``, ``"pool(2)|int8"`` → the codec. Raises :class:`SpecError` naming the nearest known word."""
     calls = spec.parse(text)
-    if len(calls) != 1:
-        raise SpecError(f"codec {text!r} has {len(calls)} steps; codecs are not composed yet, name one")
-    return Named(spec.unparse(calls), spec.construct(calls[0], CODECS, "codec"))
+    *steps, last = calls
+    if last.name in STEPS:
+        raise SpecError(f"codec {text!r} says what is kept and not how: say {last}|int8 or {last}|f16")
+    codec = spec.construct(last, CODECS, "codec")
+    for call in reversed(steps):
+        if call.name in CODECS:
+            raise SpecError(
+                f"codec {text!r}: only {', '.join(STEPS)} stands in front of another, and not {call}"
+            )
+        codec = cast(Codec, Pooled(spec.construct(call, STEPS, "step"), codec))
+        if not codec.kinds:
+            raise SpecError(
+                f"codec {text!r}: {call} is for maps, which {last} does not hold; say {call}|int8"
+            )
+    return Named(spec.unparse(calls), codec)

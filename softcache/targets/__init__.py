@@ -17,8 +17,10 @@ import numpy as np
 
 from softcache import codecs
 from softcache.codecs import Codec, Field, Fields, HardLabels, SparseLogits
+from softcache.codecs.attention import Attention
 from softcache.codecs.items import All
 from softcache.errors import CodecError, MismatchError, SoftcacheError, SpecError, TeacherError, nearest
+from softcache.targets.attention_map import AttentionMapKind
 from softcache.targets.embedding import EmbeddingKind
 from softcache.targets.feature_map import FeatureMapKind
 from softcache.targets.items import ITEMS, Items, ItemsKind
@@ -38,6 +40,7 @@ __all__ = [
     "is_logits",
     "request",
     "requests",
+    "taps",
 ]
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
@@ -54,7 +57,9 @@ class Kind(Protocol):
     def wrap(self, values: Any) -> Any: ...
 
 
-KINDS: dict[str, Kind] = {k.name: k for k in (LogitsKind(), FeatureMapKind(), EmbeddingKind(), *ITEMS)}
+KINDS: dict[str, Kind] = {
+    k.name: k for k in (LogitsKind(), FeatureMapKind(), EmbeddingKind(), AttentionMapKind(), *ITEMS)
+}
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,11 @@ class Request:
     name: str
     kind: str | None
     codec: codecs.Named
+
+    @property
+    def tap(self) -> str:
+        """What the teacher is asked for."""
+        return _tap(self.name, self.codec.codec)
 
     def resolve(self, shape: tuple[int, ...], layout: Layout | None = None) -> Target:
         """The target for rows of ``shape``. Unless it was stated, the kind follows from the shape; with a ``layout``, by
@@ -105,6 +115,8 @@ class Request:
                 f"the target {self.name!r} is of many items: say of which kind, such as {self.name}:{of_items[0]}="
                 f"{self.codec.spec} (known: {', '.join(of_items)})"
             )
+        if isinstance(self.codec.codec, Attention):
+            return "attention_map"
         if is_logits(self.name):
             return "logits"
         for kind in ("feature_map", "embedding"):
@@ -130,6 +142,11 @@ class Target:
     @property
     def law(self) -> str:
         return KINDS[self.kind].law
+
+    @property
+    def tap(self) -> str:
+        """The teacher's answer that it is made of."""
+        return _tap(self.name, self.codec)
 
     @property
     def layout(self) -> Layout | None:
@@ -172,6 +189,16 @@ class Target:
                 f"this softcache reads version {target.codec.version}"
             )
         return target
+
+
+def _tap(name: str, codec: Codec) -> str:
+    """``p3.attention`` is of the map ``p3``, which may be asked for too."""
+    return name.removesuffix(".attention") if isinstance(codec, Attention) else name
+
+
+def taps(targets: Iterable[Request | Target]) -> tuple[str, ...]:
+    """What a teacher is asked for besides its logits."""
+    return tuple(dict.fromkeys(t.tap for t in targets if t.tap != "logits"))
 
 
 def is_logits(name: str) -> bool:

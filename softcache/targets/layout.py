@@ -72,9 +72,9 @@ class Layout:
             return f"the background {self.background} beside the classes is none of its {logits} logits"
         sides = [side for level in self.levels for side in level]
         if len(sides) > 128 or not all(1 <= side <= 1 << 15 for side in sides):
-            return f"its levels are {self.levels}"
+            return f"its {len(self.levels)} levels are from {min(sides)} to {max(sides)} cells a side"
         if not 1 <= self.layers <= 1 << 10 or len(self.head) > 200:
-            return f"{self.layers} layers of the head {self.head[:200]!r}"
+            return f"{self.layers} layers, of a head whose name has {len(self.head)} characters"
         return None
 
     @property

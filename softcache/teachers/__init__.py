@@ -5,7 +5,8 @@ A teacher is called with uint8 pixels ``(B, H, W, 3)`` RGB at ``input_spec.size`
 ``identity()``, everything about it that changes its answers.
 
 A detector has ``layouts`` besides, by the name of each of its answers of many items ``(B, items, columns)``: what the
-columns mean, known before it is called.
+columns mean, known before it is called. It may have ``constants()``, arrays by name that are the same for every image:
+its query embeddings, its classes' prior, a frozen head as the bytes of a safetensors file.
 
 Only this package imports a teacher's library, and only when such a teacher is loaded.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 import copy
 import importlib
 import importlib.util
+import re
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +29,7 @@ from softcache.errors import SpecError, TeacherError, suggest
 from softcache.manifest import InputSpec, TeacherId
 from softcache.targets import Layout
 
-__all__ = ["TEACHERS", "Options", "Teacher", "layouts_of", "load"]
+__all__ = ["TEACHERS", "Options", "Teacher", "constants_of", "layouts_of", "load"]
 
 
 @dataclass(frozen=True)
@@ -76,12 +78,15 @@ class Teacher(Protocol):
     input_spec: InputSpec
     classes: tuple[str, ...] | None
     probed: bool  # is its answer to a picture of noise part of its identity?
-    # and, where it has any, ``layouts: Mapping[str, Layout]``: see layouts_of
+    # and, where it has any, ``layouts: Mapping[str, Layout]`` and ``constants() -> Mapping[str, np.ndarray]``: ask
+    # layouts_of and constants_of
 
     def __call__(self, pixels: np.ndarray) -> dict[str, np.ndarray]: ...
     def identity(self) -> TeacherId: ...
     def libraries(self) -> dict[str, str]: ...
 
+
+CONSTANT_TYPES = ("float32", "float16", "uint8", "int8", "uint16", "int16", "uint32", "int32", "int64")
 
 # name before the colon → module of this package with ``load(name, options)``
 TEACHERS = {"onnx": "onnx", "timm": "timm", "torchvision": "torchvision", "ultralytics": "ultralytics"}
@@ -131,6 +136,28 @@ def layouts_of(teacher: Any) -> dict[str, Layout]:
                 f"the layouts of a teacher are softcache.Layout by target, and of {name!r} a {type(layout).__name__}"
             )
     return found
+
+
+def constants_of(teacher: Any) -> dict[str, np.ndarray]:
+    """The constants that a teacher, or somebody's module or callable, offers. Raises :class:`TeacherError`."""
+    offered: Any = getattr(teacher, "constants", None)
+    found: dict[str, np.ndarray] = {}
+    if callable(offered):
+        given: Any = offered()
+        found = {name: _array(value) for name, value in given.items()}
+    for name, values in found.items():
+        if not re.fullmatch(r"(\d+/)?[a-z0-9_]+", name) or len(name) > 100:
+            raise TeacherError(f"a constant of the teacher is named {name!r}: a-z, 0-9 and '_' only")
+        if values.dtype.name not in CONSTANT_TYPES or not values.size or not values.ndim:
+            raise TeacherError(
+                f"the teacher's constant {name!r} is {values.dtype} {values.shape}: at least one number along one axis, of "
+                f"{', '.join(CONSTANT_TYPES)}"
+            )
+    return found
+
+
+def _array(value: Any) -> np.ndarray:
+    return value.detach().cpu().numpy() if hasattr(value, "detach") else np.asarray(value)
 
 
 def failure(name: str, pixels: np.ndarray, e: Exception) -> TeacherError:

@@ -19,7 +19,7 @@ import numpy as np
 from softcache.errors import MismatchError, SpecError, nearest
 from softcache.manifest import InputSpec, TeacherId
 from softcache.targets import Layout, is_logits
-from softcache.teachers import Teacher, layouts_of
+from softcache.teachers import Teacher, constants_of, layouts_of
 
 _SHOWN = 20
 _NONE = ("N/A", "__background__", "background", "")  # what is no class, in the lists of detectors
@@ -86,50 +86,39 @@ def aligned(
     ours = said or names_of(teacher.classes)
     if ours is None or wanted is None:
         return teacher
-    found, width, background = _columns(teacher, ours, wanted)
+    heads = [one for one in layouts_of(teacher).values() if one.classes]
+    names = _named(ours, heads)
+    kept = [(name, i) for i, name in enumerate(names) if not heads or name in wanted or name not in _NONE]
+    found = dict(kept)
+    if len(found) < len(kept):
+        twice = next(name for n, (name, _) in enumerate(kept) if name in dict(kept[:n]))
+        raise SpecError(f"the teacher's class {twice!r} is named twice: every class needs a name of its own")
     _check(tuple(found), wanted)
     columns = tuple(found[name] for name in wanted)
-    last = () if background is None else (background,)
-    if (*columns, *last) == tuple(range(width)):
+    moved = any(one.background not in (None, one.classes) for one in heads)
+    if columns == tuple(range(len(names))) and not moved:
         say(f"{len(wanted)} classes, the teacher's names in the source's order")
         return teacher
-    without = width - len(columns) - len(last)
-    more = f"; {without} that are no classes are left out" if without else ""
-    more += "; the background comes last" if last else ""
-    say(
-        f"{len(wanted)} classes matched by name, the teacher's → the source's: {_moves(wanted, columns)}{more}"
-    )
+    told = [_moves(wanted, columns) or "in the same order"]
+    told += [f"{len(names) - len(columns)} that are none are left out"] * (len(names) > len(columns))
+    told += ["the background comes last"] * moved
+    say(f"{len(wanted)} classes matched by name, the teacher's → the source's: {'; '.join(told)}")
     return Permuted(teacher, columns)
 
 
-def _columns(
-    teacher: Teacher, ours: tuple[str, ...], wanted: tuple[str, ...]
-) -> tuple[dict[str, int], int, int | None]:
-    """Where among the teacher's logits each of its classes is; how many there are; the background its layouts name."""
-    heads = {(one.columns["logits"], one.background) for one in layouts_of(teacher).values() if one.classes}
-    if len(heads) > 1:
-        counts = " and ".join(str(count) for count, _ in sorted(heads, key=str))
+def _named(ours: tuple[str, ...], heads: list[Layout]) -> tuple[str, ...]:
+    """The names of a detector's class logits, the background of its layouts left out; of any other teacher all."""
+    counts = {one.classes for one in heads} or {len(ours)}
+    backgrounds = {one.background for one in heads} - {None}
+    if len(counts) == 1 and len(ours) == max(counts) + 1 and len(backgrounds) == 1:
+        return tuple(name for i, name in enumerate(ours) if i not in backgrounds)
+    if counts != {len(ours)}:
+        told = " and ".join(map(str, sorted(counts)))
         raise MismatchError(
-            f"the teacher's heads answer {counts} logits: its classes are not the same for all; keep them as they are with "
-            "--ignore-labels"
+            f"the teacher answers {told} classes and {len(ours)} are named: are these its classes? "
+            "Name them with --classes FILE, or keep them as they are with --ignore-labels"
         )
-    width, background = heads.pop() if heads else (len(ours), None)
-    places = [i for i in range(width) if i != background or len(ours) == width]
-    if len(places) != len(ours):
-        raise MismatchError(
-            f"the teacher answers {width} logits and {len(ours)} classes are named: are these its classes?"
-        )
-    skipped = set(_NONE) - set(wanted) if heads else set()
-    found: dict[str, int] = {}
-    for name, place in zip(ours, places, strict=True):
-        if name in skipped or place == background:
-            continue
-        if name in found:
-            raise SpecError(
-                f"the teacher's class {name!r} is named twice: every class needs a name of its own"
-            )
-        found[name] = place
-    return found, width, background
+    return ours
 
 
 def _moves(wanted: tuple[str, ...], columns: tuple[int, ...]) -> str:
@@ -177,8 +166,8 @@ def _told(names: list[str]) -> str:
 
 
 class Permuted:
-    """A teacher whose logits are put in another order: class i is its column ``columns[i]``. A detector's background, where
-    its layout names one, follows them; other logits of its items are left out."""
+    """A teacher whose logits are put in another order: class i is its column ``columns[i]``, not counting the background
+    that a detector's layout names; that comes last. Other logits of its items are left out."""
 
     def __init__(self, teacher: Teacher, columns: Sequence[int]):
         self.teacher, self.columns = teacher, list(columns)
@@ -212,13 +201,22 @@ class Permuted:
     def libraries(self) -> dict[str, str]:
         return self.teacher.libraries()
 
+    def constants(self) -> dict[str, np.ndarray]:
+        """As the teacher has them, in its own order of classes."""
+        return constants_of(self.teacher)
+
 
 def _ordered(layout: Layout, columns: list[int]) -> tuple[Layout, np.ndarray]:
     """A layout with its classes in this order, and where its columns were. Boxes of every class follow their class."""
     if not layout.classes:
         return layout, np.arange(layout.width)
     logits, last = layout.columns["logits"], [] if layout.background is None else [layout.background]
-    kept = np.array([*columns, *last])
+    places = [i for i in range(logits) if i not in last]
+    if max(columns) >= len(places):
+        raise MismatchError(
+            f"the teacher answers {len(places)} classes, and there should be one number {max(columns)}"
+        )
+    kept = np.array([*(places[c] for c in columns), *last])
     take: dict[str, np.ndarray] = {}
     for name, at in layout.parts(np.arange(layout.width)):
         if name == "logits":

@@ -18,7 +18,7 @@ from softcache import spec
 from softcache.errors import MismatchError, SpecError, TeacherError
 from softcache.manifest import InputSpec, MemberId, TeacherId
 from softcache.targets import is_logits
-from softcache.teachers import Options, Teacher, layouts_of, load
+from softcache.teachers import Options, Teacher, constants_of, layouts_of, load
 from softcache.teachers.classes import Permuted
 
 Asked = str | Callable[..., Any]
@@ -158,6 +158,9 @@ class Ensemble:
     def libraries(self) -> dict[str, str]:
         return {name: version for m in self.members for name, version in m.libraries().items()}
 
+    def constants(self) -> dict[str, np.ndarray]:
+        return {f"{i}/{name}": v for i, m in enumerate(self.members) for name, v in constants_of(m).items()}
+
 
 def _each(words: Any) -> str:
     return " + ".join(dict.fromkeys(words))
@@ -180,3 +183,6 @@ class FlipTta:
 
     def libraries(self) -> dict[str, str]:
         return self.teacher.libraries()
+
+    def constants(self) -> dict[str, np.ndarray]:
+        return constants_of(self.teacher)

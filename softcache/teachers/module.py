@@ -10,7 +10,7 @@ import torch
 
 from softcache.errors import SoftcacheError, SpecError, TeacherError, nearest, suggest
 from softcache.manifest import InputSpec, TeacherId
-from softcache.teachers import Options, failure, input_spec, layouts_of, weights
+from softcache.teachers import Options, constants_of, failure, input_spec, layouts_of, weights
 from softcache.teachers.classes import names_of
 
 PRECISIONS = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -123,6 +123,9 @@ class ModuleTeacher:
 
     def libraries(self) -> dict[str, str]:
         return {"torch": torch.__version__}
+
+    def constants(self) -> dict[str, np.ndarray]:
+        return constants_of(self._model)
 
 
 def _place(model: torch.nn.Module, wanted: str | None) -> tuple[torch.device, torch.nn.Module]:

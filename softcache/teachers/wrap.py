@@ -10,7 +10,7 @@ import numpy as np
 
 from softcache.errors import SoftcacheError, SpecError, TeacherError, nearest
 from softcache.manifest import InputSpec, TeacherId
-from softcache.teachers import Options, Teacher, failure, input_spec, layouts_of
+from softcache.teachers import Options, Teacher, constants_of, failure, input_spec, layouts_of
 from softcache.teachers.classes import names_of
 
 PRECISIONS = ("fp32", "fp16", "bf16")
@@ -31,7 +31,8 @@ def wrap(made: Any, name: str, options: Options, spec: Any = None) -> Teacher:
 class CallableTeacher:
     """``f(pixels)``, numpy uint8 ``(B, H, W, 3)`` RGB → logits ``(B, C)``, or a mapping of names to arrays.
 
-    It normalises by itself. It may carry ``input_spec``, ``classes``, ``layouts`` and ``weights_digest`` (64 hex digits).
+    It normalises by itself. It may carry ``input_spec``, ``classes``, ``layouts``, ``constants`` and ``weights_digest`` (64
+    hex digits).
     Without the last, its answer to a picture of noise is what tells one from another.
     """
 
@@ -79,3 +80,6 @@ class CallableTeacher:
 
     def libraries(self) -> dict[str, str]:
         return {}
+
+    def constants(self) -> dict[str, np.ndarray]:
+        return constants_of(self._function)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from softcache.codecs import HardLabels, SparseLogits
+from softcache.codecs import AttentionMap, HardLabels, Items, SparseLogits
 from softcache.codecs.topk import Tail
 
 if TYPE_CHECKING:
@@ -67,7 +67,21 @@ class Hard:
         return Hard(self.values.to(device, non_blocking=True), self.classes)
 
 
-BatchTarget = Dense | Sparse | Hard
+@dataclass(frozen=True)
+class Parts:
+    """A target of a batch in several parts, such as items of a detector, by name: tensors (B, …)."""
+
+    values: dict[str, Tensor]
+
+    def constant(self) -> bool:
+        return all(bool((t[1:] == t[:1]).all()) for t in self.values.values())
+
+    def to(self, device: torch.device | str) -> Parts:
+        return Parts({name: t.to(device, non_blocking=True) for name, t in self.values.items()})
+
+
+OfLogits = Dense | Sparse | Hard
+BatchTarget = OfLogits | Parts
 
 
 def to_tensors(decoded: Any) -> BatchTarget:
@@ -77,6 +91,8 @@ def to_tensors(decoded: Any) -> BatchTarget:
         return Sparse(index, values, soft_mean, decoded.tail)
     if isinstance(decoded, HardLabels):
         return Hard(torch.from_numpy(decoded.index), decoded.classes)
+    if isinstance(decoded, Items | AttentionMap):
+        return Parts({name: torch.from_numpy(part) for name, part in decoded.arrays().items()})
     return Dense(torch.from_numpy(decoded.values))
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from softcache.codecs.topk import Tail
 from softcache.errors import MismatchError, SpecError
-from softcache_train.targets import BatchTarget, Dense, Hard, Sparse
+from softcache_train.targets import BatchTarget, Dense, Hard, OfLogits, Parts, Sparse
 
 Target = BatchTarget | Tensor | Mapping[str, Tensor]
 
@@ -42,7 +42,7 @@ def kd(student_logits: Tensor, target: Target, T: float = 4.0) -> Tensor:  # noq
         return _kd(student_logits.to(torch.promote_types(student_logits.dtype, torch.float32)), target, T)
 
 
-def _kd(z: Tensor, target: BatchTarget, T: float) -> Tensor:  # noqa: N803
+def _kd(z: Tensor, target: OfLogits, T: float) -> Tensor:  # noqa: N803
     if isinstance(target, Hard):
         return F.cross_entropy(z, target.values)
     if isinstance(target, Sparse):
@@ -67,11 +67,13 @@ def _sparse_kl(z: Tensor, target: Sparse, T: float) -> Tensor:  # noqa: N803
     return (p_t.exp() * (p_t - p_s)).sum() / len(z)
 
 
-def _understood(target: Target, student_logits: Tensor) -> BatchTarget:
+def _understood(target: Target, student_logits: Tensor) -> OfLogits:
     if isinstance(target, Tensor):
         target = Hard(target, student_logits.shape[-1]) if not target.is_floating_point() else Dense(target)
     elif isinstance(target, Mapping):
         target = _collated(target, student_logits.shape[-1])
+    if isinstance(target, Parts):
+        raise MismatchError(f"kd learns from logits, and this target has {', '.join(target.values)}")
     if isinstance(target, Dense):
         shape = tuple(target.values.shape)
     else:
