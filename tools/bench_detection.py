@@ -1,0 +1,231 @@
+"""What the targets of a detector cost, and what their codecs do to the gradients of feature losses.
+
+    python tools/bench_detection.py --data ../shared/data [--limit 96] [--json]
+
+YOLOv8n at 640 over validation images of COCO, one view: its anchors before NMS and the maps P3 to P5 that its head is given
+(tensors inside the graph, made outputs here). Bytes are those on disk, zstd and checksums counted. Gradients are of three
+losses between these maps and a student's of the same shape (the teacher's, shrunk by a third, with noise of half their
+deviation): hint, the squared difference (Romero et al. 2015); PKD, the same of maps normalised a channel over the batch (Cao
+et al. 2022); CWD, KL of the softmax over a channel's cells at T = 4 (Shu et al. 2021). Each is the relative error of the
+gradient that the cached map gives instead of the teacher's own. Memory is the peak of a build in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+MAPS = {f"p{i}": f"/model.{module}/cv2/act/Mul_output_0" for i, module in ((3, 15), (4, 18), (5, 21))}
+DETECTIONS = {"detections": "top(1000, background=200)"}
+CODECS = ("f16", "int8", "pool(2)|int8")
+DATASETS = {"COCO train": 118_287, "VisDrone train": 6_471}
+
+
+def graph(data: Path, out: Path) -> Path:
+    """YOLOv8n with its neck's maps as outputs."""
+    import onnx
+
+    model = onnx.load(data / "weights" / "yolov8n_coco_int8_640.onnx")
+    for name, tensor in MAPS.items():
+        model.graph.node.append(onnx.helper.make_node("Identity", [tensor], [name]))
+        model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+    onnx.save(model, out)
+    return out
+
+
+def build(data: Path, model: Path, out: Path, targets: dict[str, str], limit: int, views: int = 1) -> Any:
+    import softcache as sc
+
+    return sc.build(
+        out,
+        source=data / "coco356",
+        split="val2017",
+        limit=limit,
+        teacher=f"onnx:{model}",
+        recipe="letterbox(640)",
+        views=views,
+        targets=targets,
+        batch=8,
+        progress=False,
+    )
+
+
+def stored(cache: Any) -> dict[str, float]:
+    """Bytes an image of each target, on disk."""
+    found: dict[str, float] = {}
+    for array in cache.arrays.values():
+        name = array.path.split("/")[1] if array.path.startswith("targets/") else "view"
+        files = (cache.store.size(array.file(b.view, b.index)) for b in cache.grid.blocks())
+        found[name] = found.get(name, 0.0) + sum(files) / (cache.samples * cache.views)
+    return found
+
+
+# -- gradients ---------------------------------------------------------------------------------------------
+
+
+def hint(student: Any, teacher: Any) -> Any:
+    return (student - teacher).square().mean()
+
+
+def pkd(student: Any, teacher: Any) -> Any:
+    def normal(x: Any) -> Any:
+        x = x - x.mean(dim=(0, 2, 3), keepdim=True)
+        return x / (x.square().mean(dim=(0, 2, 3), keepdim=True).sqrt() + 1e-6)
+
+    return (normal(student) - normal(teacher)).square().mean() / 2
+
+
+def cwd(student: Any, teacher: Any) -> Any:
+    p, q = ((x.flatten(2) / 4).log_softmax(dim=-1) for x in (teacher, student))
+    return 16 * (p.exp() * (p - q)).sum(dim=-1).mean()
+
+
+LOSSES: dict[str, Callable[[Any, Any], Any]] = {"hint": hint, "PKD": pkd, "CWD": cwd}
+
+
+def gradient(loss: Callable[[Any, Any], Any], student: np.ndarray, teacher: np.ndarray) -> np.ndarray:
+    import torch
+
+    x = torch.from_numpy(student.astype(np.float64)).requires_grad_()
+    loss(x, torch.from_numpy(teacher.astype(np.float64))).backward()
+    assert x.grad is not None
+    return x.grad.numpy()
+
+
+def pooled(values: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """Means over equal cells, as ``pool`` keeps them."""
+    n, c, h, w = values.shape
+    return values.reshape(n, c, size[0], h // size[0], size[1], w // size[1]).mean(axis=(3, 5))
+
+
+def fidelity(said: np.ndarray, kept: np.ndarray) -> dict[str, float]:
+    """Cosine and relative L2 of all maps, and the errors of the three gradients in batches of eight.
+
+    Of pooled maps the student's and the teacher's own are pooled first: what is lost by pooling is another question.
+    """
+    if kept.shape != said.shape:
+        said = pooled(said, kept.shape[2:])
+    a, b = said.astype(np.float64), kept.astype(np.float64)
+    found = {
+        "cosine": float((a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum())),
+        "relative_l2": float(np.linalg.norm(a - b) / np.linalg.norm(a)),
+    }
+    noise = np.random.default_rng(0).normal(size=said.shape) * said.std(axis=(0, 2, 3), keepdims=True) / 2
+    student = said * (2 / 3) + noise
+    for name, loss in LOSSES.items():
+        wrong = whole = 0.0
+        for i in range(0, len(said), 8):
+            own = gradient(loss, student[i : i + 8], said[i : i + 8])
+            wrong += np.square(gradient(loss, student[i : i + 8], kept[i : i + 8]) - own).sum()
+            whole += np.square(own).sum()
+        found[name] = float(np.sqrt(wrong / whole))
+    return found
+
+
+def live(cache: Any, data: Path, model: Path, samples: int) -> dict[str, np.ndarray]:
+    """The teacher's maps of the first samples."""
+    import softcache as sc
+    from softcache.recipe import render
+    from softcache.teachers import Options, load
+
+    source = sc.Source(data / "coco356", split="val2017", limit=cache.samples)
+    teacher = load(
+        f"onnx:{model}", Options(taps=tuple(MAPS), input_size=(640, 640), mean=(0, 0, 0), std=(1, 1, 1))
+    )
+    views = cache.read_views(0, np.arange(samples))
+    pixels = [render(source.image(i), view, (640, 640)) for i, view in enumerate(views)]
+    said = [teacher(one[None]) for one in pixels]
+    return {name: np.concatenate([row[name] for row in said]) for name in MAPS}
+
+
+# -- the tables --------------------------------------------------------------------------------------------
+
+
+def peak(data: Path, model: Path, limit: int, views: int) -> float:
+    """MB of a build in a process of its own."""
+    code = (
+        f"import sys, resource; sys.path.insert(0, {str(Path(__file__).parent)!r}); import bench_detection as b, tempfile; "
+        f"from pathlib import Path; out = Path(tempfile.mkdtemp()); targets = b.DETECTIONS | dict.fromkeys(b.MAPS, 'int8'); "
+        f"b.build(Path({str(data)!r}), Path({str(model)!r}), out, targets, {limit}, {views}); import shutil; "
+        "shutil.rmtree(out); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    return float(done.stdout)
+
+
+def measured(data: Path, limit: int) -> dict[str, Any]:
+    found: dict[str, Any] = {"bytes": {}, "fidelity": {}}
+    with TemporaryDirectory() as folder:
+        model = graph(data, Path(folder) / "yolov8n.onnx")
+        said: dict[str, np.ndarray] = {}
+        for codec in CODECS:
+            targets = DETECTIONS | dict.fromkeys(MAPS, codec)
+            cache = build(data, model, Path(folder) / str(len(found["bytes"])), targets, limit)
+            said = said or live(cache, data, model, min(limit, 32))
+            found["bytes"][codec] = stored(cache)
+            found["seconds_per_100"] = 100 / cache.pace["rows"]
+            found["teacher_share"] = cache.pace["rows"] / cache.pace["teacher_rows"]
+            kept = cache.read(0, np.arange(len(said["p3"])), list(MAPS))
+            found["fidelity"][codec] = {name: fidelity(said[name], kept[name].values) for name in MAPS}
+        found["peak_mb"] = {
+            f"{n} x {v}": peak(data, model, n, v) for n, v in ((16, 1), (limit, 1), (limit, 4))
+        }
+    return found
+
+
+def show(found: dict[str, Any]) -> Iterator[str]:
+    names = ("view", "detections", *MAPS)
+    yield (
+        "| maps as | "
+        + " | ".join(names)
+        + " | all, kB | "
+        + " | ".join(f"{name}, {views} views" for name in DATASETS for views in (1, 10))
+        + " |"
+    )
+    yield "|---" * (2 + len(names) + 2 * len(DATASETS)) + "|"
+    for codec, sizes in found["bytes"].items():
+        total = sum(sizes.values())
+        scaled = [total * images * views / 1e9 for images in DATASETS.values() for views in (1, 10)]
+        cells = (
+            [f"{sizes[name] / 1000:.1f}" for name in names]
+            + [f"{total / 1000:.0f}"]
+            + [f"{s:,.0f} GB" for s in scaled]
+        )
+        yield f"| `{codec}` | ".replace("|int8", "\\|int8") + " | ".join(cells) + " |"
+    yield ""
+    yield "| map | as | cosine | relative L2 | " + " | ".join(LOSSES) + " |"
+    yield "|---" * (4 + len(LOSSES)) + "|"
+    for codec, maps in found["fidelity"].items():
+        for name, f in maps.items():
+            told = codec.replace("|", "\\|")
+            errors = " | ".join(f"{f[loss]:.2%}" for loss in LOSSES)
+            yield f"| {name} | `{told}` | {f['cosine']:.6f} | {f['relative_l2']:.2%} | {errors} |"
+    yield ""
+    yield f"{found['seconds_per_100']:.1f} s per 100 images, {found['teacher_share']:.0%} of it in the teacher"
+    yield "peak memory, images x views: " + ", ".join(
+        f"{k}: {v:,.0f} MB" for k, v in found["peak_mb"].items()
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True, help="the folder with coco356/ and weights/")
+    parser.add_argument("--limit", type=int, default=96, help="images; default 96")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    found = measured(args.data, args.limit)
+    print(json.dumps(found, indent=1) if args.json else "\n".join(show(found)))
+
+
+if __name__ == "__main__":
+    main()
