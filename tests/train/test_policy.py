@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ import toys
 from PIL import Image
 from softcache_train import Loader, cli, config, loop, policy
 from softcache_train.online import LiveTeacher
+from softcache_train.targets import Parts
 
 import softcache as sc
 from softcache.cache import Cache
@@ -22,6 +25,7 @@ from softcache.keyed import draws
 from softcache.recipe import OPS, Recipe, View, render
 from softcache.recipe.canvas import Canvas
 from softcache.source import Boxes, Source
+from softcache.targets.layout import Layout
 from softcache.warp import warp
 
 CELL = 2
@@ -60,7 +64,9 @@ class Teacher:
         return {"logits": toys.teacher(pixels), "map": map_, "vector": map_[:, :, 0, 0]}
 
 
-def build(path: Path, teacher: Teacher, source: Source, recipe: str = "identity", **options) -> Cache:
+def build(
+    path: Path, teacher: Callable[..., Any], source: Source, recipe: str = "identity", **options
+) -> Cache:
     options = {"targets": {"logits": "full(f16)", "map": "f16"}, "batch": 8} | options
     return sc.build(path, source=source, teacher=teacher, recipe=recipe, progress=False, **options)
 
@@ -442,3 +448,58 @@ def test_fresh_views_with_labels_only_or_a_live_teacher(cache, images, tmp_path,
     )
     assert result.epochs == 2 and result.top1 is not None
     assert not caplog.records
+
+
+# -- boxes -------------------------------------------------------------------------------------------------
+
+
+class Marked:
+    """One bright mark on a dark picture of 40 × 48 pixels."""
+
+    def __len__(self) -> int:
+        return 16
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        image = np.zeros((40, 48, 3), np.uint8)
+        x, y = np.random.default_rng(i).integers(12, 24, 2)
+        image[y : y + 8, x : x + 10] = 255
+        return image
+
+
+class Finder:
+    """The box around what is bright, as the only detection; a distribution, which is of the view alone."""
+
+    input_spec = {"size": (96, 96)}  # noqa: RUF012
+    layouts = {"detections": Layout({"logits": 2, "boxes": 4, "distribution": 8})}  # noqa: RUF012
+    weights_digest = 64 * "a"
+
+    def __call__(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+        rows = np.zeros((len(pixels), 1, 14), np.float32)
+        for row, image in zip(rows, pixels, strict=True):
+            row[0, :6] = 1, -1, *around(image)
+        return {"detections": rows}
+
+
+def around(image: np.ndarray) -> list[float]:
+    """The box around what is bright, in the unit square."""
+    y, x = np.nonzero(image[..., 0] > 127)
+    if not len(x):
+        return [0, 0, 1, 1]  # of noise
+    height, width = image.shape[:2]
+    return [x.min() / width, y.min() / height, (x.max() + 1) / width, (y.max() + 1) / height]
+
+
+def test_boxes_are_warped_to_where_the_mark_is_in_a_fresh_view(tmp_path: Path):
+    marked = Source(Marked())
+    cache = build(tmp_path / "c", Finder(), marked, "letterbox(96)", targets={"detections": "all"})
+    fresh = "letterbox(96)|random_resized_crop(96, scale=(0.6, 1), ratio=(1, 1))|flip"
+    loader = Loader(cache, marked, global_batch=16, policy="warp", recipe=fresh, seed=1)
+    batch = next(iter(loader))
+    target = batch["detections"]
+    assert isinstance(target, Parts)
+    found = target.values
+    assert set(found) == {"logits", "boxes", "weight"}
+    for row, view, (box,) in zip(batch.index, batch.views, found["boxes"].numpy(), strict=True):
+        pixels = render(marked.image(row), view, (96, 96))
+        assert np.abs(box - around(pixels)).max() < 2.5 / 96
+    assert len({view.flip for view in batch.views}) == 2

@@ -2,8 +2,8 @@
 
 * ``exact``: the cached views, and what the teacher said of these very pixels.
 * ``warp``: at every epoch a fresh view of every sample, drawn by a recipe; the targets are those of
-  the cached view number 0, the canonical one, moved to the fresh view. Only maps can be moved, and
-  only where the build's probe found that the teacher's maps do move so.
+  the cached view number 0, the canonical one, moved to the fresh view. Boxes move exactly, and the
+  class scores with them; maps can be moved where the build's probe found that the teacher's do so.
 * ``frozen``: fresh views, with the canonical view's targets as they are. A known mistake (Beyer et
   al. 2022, "Knowledge distillation: A good teacher is patient and consistent", arXiv:2106.05237),
   kept for comparison.
@@ -22,10 +22,11 @@ import numpy as np
 import torch
 
 from softcache.errors import MismatchError, SpecError, nearest
+from softcache.geometry import to_source, to_view
 from softcache.keyed import hash64
 from softcache.recipe import Recipe, View
 from softcache.warp import warp
-from softcache_train.targets import BatchTarget, CacheTargets, Dense, TargetSource
+from softcache_train.targets import BatchTarget, CacheTargets, Dense, Parts, TargetSource
 
 if TYPE_CHECKING:
     from softcache.cache import Cache
@@ -137,10 +138,27 @@ class ViewPolicy:
         return {name: self._moved(name, target, seen, shown) for name, target in said.items()}
 
     def _moved(self, name: str, target: BatchTarget, seen: list[View], shown: list[View]) -> BatchTarget:
-        if self.cache.targets[name].law == "invariant":
+        law = self.cache.targets[name].law
+        if law == "invariant":
             return target
+        if law == "box":
+            assert isinstance(target, Parts)
+            return _moved_boxes(target, seen, shown)
         assert isinstance(target, Dense)
         return Dense(torch.from_numpy(warp(target.values.numpy(), seen, shown)))
+
+
+BOXES, WITH_BOXES = ("boxes", "reference"), ("logits", "objectness", "valid", "weight")
+
+
+def _moved_boxes(target: Parts, seen: list[View], shown: list[View]) -> Parts:
+    """Items with their boxes in the views that are shown, and what is true there, too: not cells, nor distributions."""
+    moved = {name: target.values[name].numpy() for name in BOXES if name in target.values}
+    for name, boxes in moved.items():
+        rows = [to_view(b, to_source(a, row)) for a, b, row in zip(seen, shown, boxes, strict=True)]
+        moved[name] = np.stack(rows).astype(np.float32)
+    kept = {name: target.values[name] for name in WITH_BOXES if name in target.values}
+    return Parts(kept | {name: torch.from_numpy(boxes) for name, boxes in moved.items()})
 
 
 FROZEN = (
@@ -168,7 +186,7 @@ def _refuse_mixes(cache: Cache, recipe: Recipe) -> None:
 def _check_warp(cache: Cache, names: tuple[str, ...], moves: list[str], threshold: float) -> None:
     for name in names:
         law = cache.targets[name].law
-        if law == "invariant":
+        if law in ("invariant", "box"):
             continue
         if law != "spatial":
             raise SpecError(
