@@ -335,6 +335,18 @@ def test_detections_of_rtdetr_are_its_answer(made, pixels):
         assert np.allclose(boxes, corners(best[image, 0, :4]), atol=1e-6)
 
 
+def test_queries_that_are_learned_are_a_constant(made, pixels, tmp_path: Path):
+    model = deepcopy(made("yolov8-rtdetr").model)
+    assert set(as_file(model, tmp_path / "a.pt", "p3").constants()) == {"class_embedding"}
+    head = model.model[-1]
+    head.learnt_init_query, head.tgt_embed = True, torch.nn.Embedding(300, 256)
+    teacher = as_file(model, tmp_path / "b.pt", "queries")
+    assert np.array_equal(
+        teacher.constants()["query_embedding"], head.tgt_embed.weight.detach().half().float().numpy()
+    )
+    assert teacher(pixels)["queries"].shape == (2, 1800, 344)
+
+
 def test_memory_is_what_the_decoder_attends_to(made, pixels):
     who = made("yolov8-rtdetr")
     hooks = Hooks(who.model, pixels, decoder=who.model.model[-1].decoder)
@@ -654,6 +666,8 @@ def test_queries_of_rtdetr_are_cached(made, shared_data, tmp_path: Path, capsys)
     assert np.abs(last - layout.part(said["queries"][:3, -300:], "boxes")).max() < 2e-5
     assert batch["encoder.detections"].parts["logits"].shape == (3, 50, 80)
     assert cache.identity["targets"]["memory.p5"]["kind"] == "feature_map"
+    shown = rounded(model).state_dict()["model.22.denoising_class_embed.weight"].numpy()
+    assert np.array_equal(cache.constant("constants/class_embedding"), shown)
 
 
 def test_several_detectors_are_cached_beside_one_another(made, pixels):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
 from softcache.errors import SpecError, TeacherError
@@ -169,6 +170,16 @@ class RtDetr(Detector):
         for layer in self._layers:
             layer.register_forward_hook(self._keep_layer)
         head.decoder.register_forward_pre_hook(lambda _decoder, args: self._memory.append(args[2]))
+
+    def constants(self) -> dict[str, np.ndarray]:
+        """``class_embedding`` ``(classes, C)``: what it is shown of a class while it learns to denoise boxes.
+
+        And where queries do not start from tokens, ``query_embedding`` ``(queries, C)``.
+        """
+        found = {"class_embedding": self._head.denoising_class_embed.weight}
+        if self._head.learnt_init_query:
+            found["query_embedding"] = self._head.tgt_embed.weight
+        return {name: value.detach().float().cpu().numpy() for name, value in found.items()}
 
     def _keep_layer(self, _layer: Any, args: tuple[Any, ...], output: torch.Tensor) -> None:
         self._embeddings.append(output)
