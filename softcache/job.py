@@ -105,7 +105,8 @@ def prepare(
         raise _refusal(store, stored, wanted)
     grid, targets = stored.make_grid(), stored.make_targets()
     arrays = m.arrays(grid, targets, recipe.parameters, recipe.mixed, recipe.tiled)
-    image = Kept(source, _KEPT if recipe.mixed or recipe.tiled else 0)
+    # of a part of the source as large a share: a pilot then goes at the build's pace
+    image = Kept(source, int(_KEPT * source.share) if recipe.mixed or recipe.tiled else 0)
     return Job(store, source, teacher, recipe, stored, grid, targets, arrays, labels, skip_corrupt, image)
 
 

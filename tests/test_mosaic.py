@@ -24,11 +24,13 @@ from softcache.cache import Cache
 from softcache.checker import verify_live
 from softcache.errors import DamageError, MismatchError, SourceError, SpecError, StoreError, UnreadableImage
 from softcache.geometry import parts, rectangular, seen, seen_in_all, to_view
+from softcache.pilot import plan
 from softcache.recipe import Recipe, View, gather, render
 from softcache.recipe.mix import ONE, Blend, Mix
 from softcache.recipe.mosaic import MOST, Frame, Mosaic, Tile
 from softcache.recipe.opcodes import FACTOR, Op
 from softcache.source import Boxes
+from softcache.source.kept import Kept
 from softcache.store import Store
 from softcache.teachers import Options, load
 
@@ -608,6 +610,20 @@ def test_an_image_is_decoded_once_where_there_is_room_and_for_each_tile_where_th
     # its own once for all views, and what it is shown with in each, but for what one row shows twice
     assert 40 * (1 + 3 * a_row) * 0.9 <= sum(counts.values()) <= 40 * (1 + 3 * a_row)
     assert (tight.path / m.MANIFEST).read_bytes() == (cache.path / m.MANIFEST).read_bytes()
+
+
+def test_a_pilot_keeps_as_many_images_as_the_build_will_of_so_few(monkeypatch: pytest.MonkeyPatch):
+    rooms = []
+    monkeypatch.setattr(job, "Kept", lambda source, room: rooms.append(room) or Kept(source, room))
+    options = {
+        "source": testing.ToyImages(80),
+        "teacher": testing.toy_teacher(),
+        "batch": 8,
+        "progress": False,
+    }
+    plan(pilot=8, recipe="crop(8)|mosaic", **options)
+    plan(pilot=8, recipe="crop(8)", **options)
+    assert rooms == [(256 << 20) // 10, 0]
 
 
 # --- damage -----------------------------------------------------------------------------------------------------

@@ -81,6 +81,7 @@ class Source:
         self.split = self._samples.split
         self.ids = tuple(self._samples.ids[row] for row in rows)
         self.classes = self._samples.classes
+        self.share = 1.0  # of the source that :meth:`sample` took it from
         self._fingerprinted: bytes | None = None  # 32 a sample
         self._rotated = 0
 
@@ -89,6 +90,7 @@ class Source:
         part = Source.__new__(Source)
         part.layout, part._samples = self.layout, self._samples
         part._take([self._rows[i] for i in _choose(self.ids, count)])
+        part.share = self.share * len(part) / len(self)
         return part
 
     def __len__(self) -> int:
