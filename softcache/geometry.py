@@ -23,7 +23,6 @@ import numpy as np
 from softcache.errors import DamageError, MismatchError, SpecError
 from softcache.recipe import View
 from softcache.recipe.mix import ONE
-from softcache.recipe.mosaic import UNIT
 from softcache.recipe.opcodes import filled
 from softcache.source import Boxes
 
@@ -144,8 +143,11 @@ def parts(view: View, sample: int) -> list[Part]:
     if view.mosaic is None:
         return [Part(sample, own)]
     shown = [(sample, own), *((tile.sample, tile.view) for tile in view.mosaic.tiles)]
-    places = (np.array(view.mosaic.frame.places()) / UNIT).tolist()
-    return [Part(*one, tuple(place)) for one, place in zip(shown, places, strict=True)]
+    places = view.mosaic.frame.places([part for _, part in shown])
+    return [
+        Part(*one, (float(left), float(top), float(right), float(bottom)))
+        for one, (left, top, right, bottom) in zip(shown, places, strict=True)
+    ]
 
 
 @dataclass(frozen=True)

@@ -34,8 +34,14 @@ from softcache.source.kept import Kept
 from softcache.store import Store
 from softcache.teachers import Options, load
 
-frames = st.builds(
+plain_frames = st.builds(
     Frame, st.integers(0, ONE), st.integers(0, ONE), st.integers(1, MOST * FACTOR), st.integers(0, 255)
+)
+frames = plain_frames | st.builds(
+    lambda frame, width, height: replace(frame, width=width, height=height),
+    plain_frames,
+    st.integers(1, 1000),
+    st.integers(1, 1000),
 )
 canvases = st.tuples(st.integers(1, 60), st.integers(1, 60))
 
@@ -114,7 +120,7 @@ def test_a_mosaic_depends_on_seed_id_and_view_alone():
     others = [drawn(1, "a", 0), drawn(0, "b", 0), drawn(0, "a", 1)]
     assert drawn(0, "a", 0) == first and first not in others
     # for ever: what is drawn today
-    assert first == ((24586, 19393, 3901, 114), [815, 289, 997])
+    assert first == ((24586, 19393, 3901, 114, 0, 0), [815, 289, 997])
 
 
 # --- pixels -----------------------------------------------------------------------------------------------------
@@ -126,13 +132,19 @@ def by_hand(images: list[np.ndarray], views: list[View], frame: Frame, size: tup
     canvas = Image.new("RGB", (width, height), (frame.fill,) * 3)
     x, y, scale = Fraction(frame.x, 32767), Fraction(frame.y, 32767), Fraction(frame.scale, 4096)
     for n, (image, view) in enumerate(zip(images, views, strict=True)):
-        left, top = x - scale * (n % 2 == 0), y - scale * (n < 2)
-        edges = (left * width, top * height, (left + scale) * width, (top + scale) * height)
+        wide = high = scale
+        if frame.width:  # as a letterbox, on the canvas of the recipe
+            gain = min(Fraction(frame.width, view.width), Fraction(frame.height, view.height)) * scale
+            wide, high = gain * view.width / frame.width, gain * view.height / frame.height
+        left, top = x - wide * (n % 2 == 0), y - high * (n < 2)
+        edges = (left * width, top * height, (left + wide) * width, (top + high) * height)
         left, top, right, bottom = (int(np.floor(e + Fraction(1, 2))) for e in edges)
         part = Image.fromarray(image).crop((view.x, view.y, view.x + view.width, view.y + view.height))
         if view.flip:
             part = part.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         if right > left and bottom > top:
+            if view.ops[:1] == (Op.FILL,):  # across first
+                part = part.resize((right - left, part.height), Image.Resampling.BILINEAR)
             canvas.paste(part.resize((right - left, bottom - top), Image.Resampling.BILINEAR), (left, top))
     return np.asarray(canvas)
 
@@ -156,12 +168,13 @@ def test_the_pixels_are_those_of_tiles_laid_by_hand(frame: Frame, size: tuple[in
     assert np.array_equal(pixels, by_hand(images, views, frame, size))
 
 
-@given(frame=frames)
-def test_the_geometry_is_one_at_every_size(frame: Frame):
+@given(frame=frames, rectangles=st.lists(st.tuples(*[st.integers(1, 4000)] * 2), min_size=4, max_size=4))
+def test_the_geometry_is_one_at_every_size(frame: Frame, rectangles: list[tuple[int, int]]):
     """Edges at 640 and at 320 are the same within a pixel, and half a pixel from where they are exactly."""
-    large, small = (np.array(frame.pixels((n, n * 2))) for n in (640, 320))
+    shown = [View(0, 0, *sides, *sides, False) for sides in rectangles]
+    large, small = (np.array(frame.pixels(shown, (n, n * 2))) for n in (640, 320))
     assert np.abs(large - 2 * small).max() <= 1
-    exact = np.array(frame.places()) / (ONE * FACTOR) * [1280, 640, 1280, 640]
+    exact = np.array(frame.places(shown)).astype(float) * [1280, 640, 1280, 640]
     assert np.abs(large - exact).max() <= 0.5 + 1e-6
     (a, b, c, d) = large  # they meet in one point
     assert a[2] == c[2] == b[0] == d[0] and a[3] == b[3] == c[1] == d[1]
@@ -421,7 +434,7 @@ def test_the_teacher_saw_the_mosaic_that_is_stored(built: Path, source: sc.Sourc
         for name in ("geometry", "ops", "tiles", "mosaic", "partner", "mix")
     }
     assert stored["tiles"].dtype == np.int64 and stored["tiles"].shape == (3, ODD, 6)
-    assert stored["mosaic"].dtype == np.int16 and stored["mosaic"].shape == (3, ODD, 4)
+    assert stored["mosaic"].dtype == np.int16 and stored["mosaic"].shape == (3, ODD, 6)
     said, positions = np.asarray(group["targets/pixels/value"]), cache.grid.positions(np.arange(ODD))
 
     def alone(sample: int, k: int, size: tuple[int, int]) -> np.ndarray:
@@ -432,10 +445,11 @@ def test_the_teacher_saw_the_mosaic_that_is_stored(built: Path, source: sc.Sourc
     def tiled(sample: int, k: int) -> np.ndarray:
         tiles, frame = (stored[name][k, positions[sample]].tolist() for name in ("tiles", "mosaic"))
         if tiles[0] < 0:
-            assert tiles == [-1] * 6 and frame == [0] * 4
+            assert tiles == [-1] * 6 and frame == [0] * 6
             return alone(sample, k, (8, 8))
         assert tiles[1::2] == [k] * 3 and len({sample, *tiles[::2]}) == 4
-        x, y, scale, fill = frame
+        x, y, scale, fill, *canvas = frame
+        assert canvas == [0, 0]
         big = np.full((80, 80, 3), fill, np.uint8)  # the canvas is its middle
         for n, who in enumerate([sample, *tiles[::2]]):
             left, top = x / 32767 - (n % 2 == 0) * scale / 4096, y / 32767 - (n < 2) * scale / 4096
@@ -628,7 +642,7 @@ def test_a_pilot_keeps_as_many_images_as_the_build_will_of_so_few(monkeypatch: p
 
 # --- damage -----------------------------------------------------------------------------------------------------
 
-FRAME = [16000, 16000, 4096, 114]
+FRAME = [16000, 16000, 4096, 114, 0, 0]
 
 
 @pytest.mark.parametrize(
@@ -643,13 +657,16 @@ FRAME = [16000, 16000, 4096, 114]
         ("tiles", [-1] * 6),
         ("tiles", [1, 3, 2, 1, 3, 1]),
         ("tiles", [1, 1, 2, -1, 3, 1]),
-        ("mosaic", [0, 0, 0, 0]),
+        ("mosaic", [0] * 6),
         ("mosaic", [-1, *FRAME[1:]]),
-        ("mosaic", [16000, -5, 4096, 114]),
-        ("mosaic", [16000, 16000, 0, 114]),
-        ("mosaic", [16000, 16000, 16385, 114]),
-        ("mosaic", [16000, 16000, 4096, 256]),
-        ("mosaic", [16000, 16000, 4096, -1]),
+        ("mosaic", [16000, -5, 4096, 114, 0, 0]),
+        ("mosaic", [16000, 16000, 0, 114, 0, 0]),
+        ("mosaic", [16000, 16000, 16385, 114, 0, 0]),
+        ("mosaic", [16000, 16000, 4096, 256, 0, 0]),
+        ("mosaic", [16000, 16000, 4096, -1, 0, 0]),
+        ("mosaic", [16000, 16000, 4096, 114, 64, 0]),
+        ("mosaic", [16000, 16000, 4096, 114, 0, 64]),
+        ("mosaic", [16000, 16000, 4096, 114, -64, -64]),
     ],
 )
 def test_a_mosaic_that_cannot_be_is_damage_and_its_row_is_named(copy: Path, name: str, values: list[int]):

@@ -132,15 +132,18 @@ class Recipe:
         """(height, width) that every view ends with, or None where it depends on the image."""
         return self._phases[0].size(None)
 
-    def view(self, id: str, k: int, width: int, height: int, boxes: np.ndarray | None = None) -> View:
+    def view(
+        self, id: str, k: int, width: int, height: int, boxes: np.ndarray | None = None, alone: bool = False
+    ) -> View:
         """View number ``k`` of the sample ``id``, whose image is ``width`` × ``height`` pixels, alone.
 
-        ``boxes`` of the image, xyxy float64 ``(n, 4)`` in its pixels, are needed where the recipe is :attr:`boxed`.
+        ``boxes`` of the image, xyxy float64 ``(n, 4)`` in its pixels, are needed where the recipe is :attr:`boxed`. With
+        ``alone`` it is drawn as one that is no mosaic, which may be another rectangle.
         Raises :class:`SpecError` where an op cannot be done on an image of that size, or without boxes, or where a
         number of the view does not fit 16 bits.
         """
         try:
-            canvas = self._phase(k).apply(Canvas.whole(height, width, boxes), self.seed, id, k)
+            canvas = self._phase(k).apply(Canvas.whole(height, width, boxes), self.seed, id, k, alone)
         except SpecError as e:
             raise SpecError(f"{self._on(id, width, height)}: {e}") from None
         view = canvas.view(height, width, self.parameters)
@@ -171,6 +174,10 @@ class Recipe:
         """Where the tiles of that view's mosaic lie, and the partners to try, as :meth:`mix`; None where it is none."""
         drawn = self._phase(k).mosaic(self.seed, id, k)
         return None if drawn is None else (drawn[0], candidates(sample, samples, drawn[1]))
+
+    def joins(self, id: str, k: int) -> bool:
+        """May that view be a tile of others' mosaics?"""
+        return self._phase(k).joins(self.seed, id, k)
 
     def _phase(self, k: int) -> Phase:
         return next(phase for phase in reversed(self._phases) if phase.first <= k)

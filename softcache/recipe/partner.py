@@ -18,11 +18,14 @@ if TYPE_CHECKING:
     from softcache.source import Source
 
 
-def drawn(recipe: Recipe, source: Source, sample: int, k: int, image: np.ndarray) -> View:
-    """View number ``k`` of a sample whose image is given, alone."""
+def drawn(
+    recipe: Recipe, source: Source, sample: int, k: int, image: np.ndarray, alone: bool = False
+) -> View:
+    """View number ``k`` of a sample whose image is given, without what it is shown with; ``alone`` as in
+    :meth:`Recipe.view`."""
     boxes = source.boxes(sample) if recipe.boxed else None
     height, width = image.shape[:2]
-    return recipe.view(source.ids[sample], k, width, height, None if boxes is None else boxes.xyxy)
+    return recipe.view(source.ids[sample], k, width, height, None if boxes is None else boxes.xyxy, alone)
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,9 @@ class Drawer:
         if mix is None:
             return view, images
         blend, order = mix
-        partner = self._readable(sample, order, images, 1)[0]
+        partner = next(self._read(order, images), None)
+        if partner is None:
+            raise self._nobody(sample)
         return replace(view, mix=Mix(partner, k, self._tiled(partner, k, images), blend)), images
 
     def _tiled(self, sample: int, k: int, images: dict[int, np.ndarray]) -> View:
@@ -60,22 +65,22 @@ class Drawer:
         if mosaic is None:
             return view
         frame, order = mosaic
-        found = self._readable(sample, order, images, TILES)
+        joining = (i for i in order if self.recipe.joins(ids[i], k))
+        found = list(islice(self._read(joining, images), TILES))
+        if not found:
+            if all(self.recipe.joins(id, k) for id in ids):
+                raise self._nobody(sample)
+            # and so nobody's mosaic shows this one, and its row may hold another rectangle
+            return drawn(self.recipe, self.source, sample, k, images[sample], alone=True)
         others = [found[i % len(found)] for i in range(TILES)]  # of few samples, one is shown again
         tiles = [Tile(i, k, drawn(self.recipe, self.source, i, k, images[i])) for i in others]
         return replace(view, mosaic=Mosaic(tuple(tiles), frame))
 
-    def _readable(
-        self, sample: int, order: Iterable[int], images: dict[int, np.ndarray], count: int
-    ) -> list[int]:
-        """The first ``count`` of ``order`` that can be read, or as many as there are; their images are added."""
-        found = list(islice(self._read(order, images), count))
-        if not found:
-            raise SourceError(
-                f"{self.source.ids[sample]!r} is the only image that can be read, and recipe {self.recipe.spec!r} shows "
-                "several together: mend the images, or leave out mixes and mosaics"
-            )
-        return found
+    def _nobody(self, sample: int) -> SourceError:
+        return SourceError(
+            f"{self.source.ids[sample]!r} is the only image that can be read, and recipe {self.recipe.spec!r} shows "
+            "several together: mend the images, or leave out mixes and mosaics"
+        )
 
     def _read(self, order: Iterable[int], images: dict[int, np.ndarray]) -> Iterator[int]:
         for other in order:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeGuard
 
 from softcache import spec as specs
 from softcache.errors import SpecError
@@ -70,7 +70,7 @@ class Phase:
     def parameters(self) -> int:
         """How many numbers :attr:`View.ops` holds at most."""
         painted = sum(op.parameters for op in self.ops if isinstance(op, PixelOp))
-        fill = 2 * any(isinstance(op, Letterbox | ZoomOut) for op in self.ops)
+        fill = 2 * any(map(_fills, self.ops))
         vflip = any(isinstance(op, VFlip) for op in self.ops)
         return fill + vflip + 7 * any(map(_turns, self.ops)) + painted
 
@@ -87,16 +87,26 @@ class Phase:
     @property
     def tiled(self) -> bool:
         """Are its views mosaics?"""
-        return any(isinstance(op, Mosaicking) for op in self.ops)
+        return self._mosaicking is not None
+
+    @property
+    def _mosaicking(self) -> tuple[int, Mosaicking] | None:
+        """The op that makes them, and its position."""
+        return next(((i, op) for i, op in enumerate(self.ops) if isinstance(op, Mosaicking)), None)
 
     def mosaic(self, seed: int, id: str, k: int) -> tuple[Frame, Draws] | None:
         """Where the tiles of that view's mosaic lie, and the draws that go on to its partners; None without one."""
-        for position, (_, op) in enumerate(self.steps):
-            if isinstance(op, Mosaicking):
-                stream = self.draws(position, seed, id, k)
-                frame = op.frame(stream)
-                return None if frame is None else (frame, stream)
-        return None
+        if self._mosaicking is None:
+            return None
+        position, op = self._mosaicking
+        stream = self.draws(position, seed, id, k)
+        frame = op.frame(stream)
+        return None if frame is None else (frame, stream)
+
+    def joins(self, seed: int, id: str, k: int) -> bool:
+        """May that view be a tile of others? Not where it is letterboxed, as it stands alone."""
+        found = self._mosaicking
+        return found is None or found[1].size is None or self.mosaic(seed, id, k) is not None
 
     def size(self, size: Size | None) -> Size | None:
         """(height, width) after all ops, where it is the same for every image (of ``size``)."""
@@ -108,14 +118,25 @@ class Phase:
         """Those of the op at ``position``."""
         return draws(seed, id, k, position % len(self.steps), self.steps[position][0])
 
-    def apply(self, canvas: Canvas, seed: int, id: str, k: int) -> Canvas:
+    def apply(self, canvas: Canvas, seed: int, id: str, k: int, alone: bool = False) -> Canvas:
+        """The canvas of that view; with ``alone`` as if it drew no mosaic."""
+        alone = alone or self.mosaic(seed, id, k) is None
+        mosaicking, placed = self._mosaicking, False
         for position, (_, op) in enumerate(self.steps):
-            canvas = op.apply(canvas, self.draws(position, seed, id, k))
+            stream = self.draws(position, seed, id, k)
+            if mosaicking and not placed and isinstance(op, PixelOp | Mosaicking):
+                canvas, placed = mosaicking[1].placed(canvas, stream, alone), True
+            canvas = op.apply(canvas, stream)
         return canvas
 
 
 def _turns(op: Op) -> bool:
     return isinstance(op, RandomAffine) and op.turns
+
+
+def _fills(op: Op) -> TypeGuard[Letterbox | ZoomOut | Mosaicking]:
+    """Does it say what is shown outside the image?"""
+    return isinstance(op, Letterbox | ZoomOut) or (isinstance(op, Mosaicking) and op.size is not None)
 
 
 def _check_order(steps: tuple[tuple[str, Op], ...]) -> None:
@@ -135,6 +156,8 @@ def _check_order(steps: tuple[tuple[str, Op], ...]) -> None:
             )
         elif isinstance(op, Mosaicking):
             tiled = name
+            if op.size is not None:
+                _check_proportions(steps, turned)
         elif isinstance(op, PixelOp):
             painted = name
         elif painted is not None:
@@ -148,8 +171,23 @@ def _check_order(steps: tuple[tuple[str, Op], ...]) -> None:
             turned = name
 
 
+def _check_proportions(steps: tuple[tuple[str, Op], ...], turned: str | None) -> None:
+    """Tiles have those of the rectangle that is shown, which no op before a mosaic of a size may take away."""
+    if turned:
+        raise SpecError(
+            f"a {turned!r} that turns or shears leaves no rectangle with proportions to keep: write a letterbox before it "
+            "and 'mosaic' without a size"
+        )
+    for name, op in steps:
+        if not isinstance(op, Mosaicking) and op.size_after(None):
+            raise SpecError(
+                f"tiles of a 'mosaic' with a size keep the image's proportions, and {name!r} gives all views the same: "
+                f"leave out {name!r}, or write 'mosaic' without a size"
+            )
+
+
 def _check_fills(steps: tuple[tuple[str, Op], ...]) -> None:
-    fills = {op.fill: name for name, op in steps if isinstance(op, Letterbox | ZoomOut)}
+    fills = {op.fill: name for name, op in steps if _fills(op)}
     if len(fills) > 1:
         told = " and ".join(f"{name!r} with {fill}" for fill, name in fills.items())
         raise SpecError(

@@ -58,7 +58,8 @@ def _tiled(
     tiles, frame = view.mosaic.tiles, view.mosaic.frame
     canvas = np.full((*size, 3), frame.fill, np.uint8)
     shown = [(image, view), *((_of(tile.sample, others), tile.view) for tile in tiles)]
-    for (one, part), (left, top, right, bottom) in zip(shown, frame.pixels(size), strict=True):
+    places = frame.pixels([part for _, part in shown], size)
+    for (one, part), (left, top, right, bottom) in zip(shown, places, strict=True):
         rows, columns = slice(max(top, 0), min(bottom, size[0])), slice(max(left, 0), min(right, size[1]))
         if rows.start < rows.stop and columns.start < columns.stop:
             pixels = _alone(one, part, (bottom - top, right - left))
