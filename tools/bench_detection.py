@@ -149,16 +149,24 @@ def live(cache: Any, data: Path, model: Path, samples: int) -> dict[str, np.ndar
 # -- the tables --------------------------------------------------------------------------------------------
 
 
+_PEAK = """
+import sys, tempfile
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import bench_detection as bench
+with tempfile.TemporaryDirectory() as out:
+    targets = bench.DETECTIONS | dict.fromkeys(bench.MAPS, "int8")
+    bench.build(Path(sys.argv[2]), Path(sys.argv[3]), Path(out), targets, int(sys.argv[4]), int(sys.argv[5]))
+# Not getrusage: its peak is handed down from the process that started this one.
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
+"""
+
+
 def peak(data: Path, model: Path, limit: int, views: int) -> float:
-    """MB of a build in a process of its own."""
-    code = (
-        f"import sys, resource; sys.path.insert(0, {str(Path(__file__).parent)!r}); import bench_detection as b, tempfile; "
-        f"from pathlib import Path; out = Path(tempfile.mkdtemp()); targets = b.DETECTIONS | dict.fromkeys(b.MAPS, 'int8'); "
-        f"b.build(Path({str(data)!r}), Path({str(model)!r}), out, targets, {limit}, {views}); import shutil; "
-        "shutil.rmtree(out); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    return float(done.stdout)
+    """MB of a build in a process of its own (Linux)."""
+    given = map(str, (Path(__file__).parent, data, model, limit, views))
+    done = subprocess.run([sys.executable, "-c", _PEAK, *given], check=True, capture_output=True, text=True)
+    return float(done.stdout) / 1024
 
 
 def measured(data: Path, limit: int) -> dict[str, Any]:
