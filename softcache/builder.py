@@ -274,12 +274,17 @@ def _pass(
                     answer = job.teacher(batch.pixels)
                 with meter.stage("write"):
                     waiting.append(writer.submit(keep, job, batch, answer))
-                    while len(waiting) > _AHEAD or (waiting and waiting[0].done()):
+                    while len(waiting) > _behind(answer) or (waiting and waiting[0].done()):
                         meter.bytes += waiting.popleft().result()
                 meter.queue = len(waiting)
                 meter.add(batch.rows)
         for done in waiting:
             meter.bytes += done.result()
+
+
+def _behind(answer: Mapping[str, np.ndarray]) -> int:
+    """Batches that may wait to be written: those of a detector take 300 MB each."""
+    return min(_AHEAD, max(1, _TOGETHER // max(1, sum(values.nbytes for values in answer.values()))))
 
 
 @contextmanager

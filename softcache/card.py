@@ -6,6 +6,7 @@ from typing import Any
 
 from softcache import measure
 from softcache.cache import Cache
+from softcache.targets import Layout
 
 
 def summary(cache: Cache) -> dict[str, Any]:
@@ -63,6 +64,8 @@ def tell(found: dict[str, Any]) -> list[str]:
         lines.append(
             f"  target   {name}: {target['kind']} {tuple(target['shape'])} as {target['codec']}{told}"
         )
+        if layout := target.get("layout"):
+            lines.append(f"           {Layout.from_identity(layout)}")
         if motion := report.get("equivariance", {}).get(name):
             lines.append(f"           moves with the view, cosine: {measure.motion_words(motion)}")
     for path, one in found.get("constants", {}).items():

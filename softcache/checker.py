@@ -154,6 +154,11 @@ def verify_live(
     control = answers(teacher, pixels[::-1], max(1, ours["batch"] // 2 + 1))
     found = {}
     for name, target in cache.targets.items():
+        if target.tap not in live or live[target.tap].shape[1:] != target.shape:
+            gives = live[target.tap].shape[1:] if target.tap in live else "nothing"
+            raise MismatchError(
+                f"target {name!r} of the cache is {target.shape}, and the teacher gives {gives}"
+            )
         said = [target.wrap(row[None]) for row in live[target.tap]]
         again = [target.wrap(row[None]) for row in control[target.tap][::-1]]
         kept = [cache.read(v, np.array([s]), [name])[name] for s, v in chosen]

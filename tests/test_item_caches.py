@@ -165,6 +165,15 @@ def test_it_is_whole_and_the_living_teacher_agrees(cache: sc.Cache):
     assert found["p3"]["cache"]["cosine"] > 0.999
 
 
+def test_a_living_teacher_of_other_shapes_is_told(cache: sc.Cache):
+    options = Options.like(cache.identity["teacher"], taps=("detections", "queries", "p3"))
+    other = assemble(Broken(lambda found: found | {"queries": found["queries"][:, 1:]}), None, options)
+    with pytest.raises(
+        MismatchError, match=r"'queries' of the cache is .10, 21., and the teacher gives .9, 21."
+    ):
+        sc.verify_live(cache, sc.Source(ToyImages(SAMPLES)), other, 12)
+
+
 def test_the_commands_know_such_a_cache(path: Path, tmp_path: Path, capsys, monkeypatch):
     folder = testing.make_image_folder(tmp_path / "images")
     monkeypatch.chdir(tmp_path)
@@ -181,6 +190,8 @@ def test_the_commands_know_such_a_cache(path: Path, tmp_path: Path, capsys, monk
     assert cli.main(["show", "c"]) == 0
     shown = capsys.readouterr().out
     assert "detections (21, 24) as top(6, background=5)" in shown
+    assert "logits 4, boxes 4, distribution 16; sigmoid; 3 levels; toy" in shown
+    assert "embedding 8, logits 5, boxes 4, reference 4; softmax; background 4; 2 layers" in shown
     assert "constant constants/query_embed: float32 (5, 8)" in shown
     assert cli.main(["verify", "c", "--read-data"]) == 0
     live = ["--live", "5", "--source", str(folder), "--teacher", "softcache.testing:toy_detector", "--json"]

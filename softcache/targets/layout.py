@@ -49,7 +49,8 @@ class Layout:
     _slices: dict[str, slice] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "columns", dict(self.columns))
+        counts = {name: int(n) if isinstance(n, np.integer) else n for name, n in self.columns.items()}
+        object.__setattr__(self, "columns", counts)
         object.__setattr__(self, "levels", tuple((int(h), int(w)) for h, w in self.levels))
         if wrong := self._wrong():
             raise TeacherError(f"the layout of a target of many items: {wrong}")
@@ -123,6 +124,15 @@ class Layout:
         if self.background is not None:
             p = np.delete(p, self.background, axis=-1)
         return p * _sigmoid(parts["objectness"]) if "objectness" in parts else p
+
+    def __str__(self) -> str:
+        """``logits 80, boxes 4; sigmoid; 3 levels; one2many``, for people."""
+        told = [", ".join(f"{name} {count}" for name, count in self.columns.items()), self.score]
+        told += [f"background {self.background}"] * (self.background is not None)
+        told += [f"{len(self.levels)} levels"] * bool(self.levels) + [f"{self.layers} layers"] * (
+            self.layers > 1
+        )
+        return "; ".join(told + [self.head] * bool(self.head))
 
     def identity(self) -> dict[str, Any]:
         """As JSON-able values; :meth:`from_identity` is the inverse."""
