@@ -28,6 +28,7 @@ from softcache.errors import SourceError, SpecError, UnreadableImage
 from softcache.finish import finish
 from softcache.job import Job, check, prepare
 from softcache.meter import Meter
+from softcache.probes import COUNT
 from softcache.recipe import Recipe, render
 from softcache.rows import Batch, Work, keep
 from softcache.source import Source, find_unreadable
@@ -83,8 +84,9 @@ def build(
     Args:
         out: the cache's folder.
         source: a path, a map-style dataset, or a :class:`~softcache.Source`.
-        teacher: ``torchvision:NAME``, ``timm:NAME``, ``onnx:FILE``, ``ultralytics:FILE``, ``package.module:factory``, a
-            module or any callable; or a list of those, which run as one: see :mod:`softcache.teachers.ensemble`.
+        teacher: ``torchvision:NAME``, ``timm:NAME``, ``onnx:FILE``, ``ultralytics:FILE``, ``hf:FOLDER``,
+            ``package.module:factory``, a module or any callable; or a list of those, which run as one: see
+            :mod:`softcache.teachers.ensemble`.
         recipe: how views are made, e.g. ``"crop(32, pad=4)|flip"``.
         targets: what to keep: ``{"logits": "full(u8)", "layer3": "int8"}``; a name other than ``logits`` is a module.
         views: views of each image. seed: keys the views and the order on disk.
@@ -271,7 +273,7 @@ def _pass(
             for batch in batches:
                 _refuse_unreadable(job, batch)
                 with meter.stage("teacher"):
-                    answer = job.teacher(batch.pixels)
+                    answer = job.teacher(batch.pixels, **batch.given)
                 with meter.stage("write"):
                     waiting.append(writer.submit(keep, job, batch, answer))
                     while len(waiting) > _behind(answer) or (waiting and waiting[0].done()):
@@ -337,7 +339,8 @@ def _empty(job: Job, work: Work, start: int) -> Batch:
     rows = min(job.batch, work.block.rows - start)
     pixels = np.zeros((job.batch, *job.teacher.input_spec.size, 3), np.uint8)
     views = m.view_rows(rows, job.recipe.parameters, job.recipe.mixed, job.recipe.tiled)
-    return Batch(work, start, rows, pixels, views, [])
+    given = {"probes": np.zeros((job.batch, COUNT, 4), np.float32)} if job.probed else {}
+    return Batch(work, start, rows, pixels, given, views, [])
 
 
 def _render(job: Job, batches: list[Batch], rows: range) -> None:
@@ -350,6 +353,8 @@ def _render(job: Job, batches: list[Batch], rows: range) -> None:
             for batch in batches:
                 view, images = job.see(image, sample, batch.work.block.view)
                 batch.pixels[row] = render(image, view, size, images)
+                if job.probed:
+                    batch.given["probes"][row] = job.points(view, sample, batch.work.block.view)
                 m.keep_view(batch.views, row, view)
         except UnreadableImage:
             for batch in batches:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from softcache import cache as caches
-from softcache import canary, measure, spec
+from softcache import canary, measure, probes, spec
 from softcache import manifest as m
 from softcache.cache import Cache
 from softcache.errors import DamageError, MismatchError, NotBuilt
@@ -149,9 +149,10 @@ def verify_live(
                 f"the teacher is not the one of the cache: its {key} is {theirs.get(key)} and was {ours.get(key)}"
             )
     chosen = _choose(cache, rows)
-    pixels = _pixels(cache, source, pairing.index, chosen, teacher.input_spec.size)
-    live = answers(teacher, pixels, ours["batch"])
-    control = answers(teacher, pixels[::-1], max(1, ours["batch"] // 2 + 1))
+    pixels, given = _seen(cache, source, pairing.index, chosen, teacher.input_spec.size)
+    live = answers(teacher, pixels, ours["batch"], **given)
+    turned = {name: values[::-1] for name, values in given.items()}
+    control = answers(teacher, pixels[::-1], max(1, ours["batch"] // 2 + 1), **turned)
     found = {}
     for name, target in cache.targets.items():
         if target.tap not in live or live[target.tap].shape[1:] != target.shape:
@@ -178,15 +179,20 @@ def _choose(cache: Cache, rows: int) -> list[tuple[int, int]]:
     return list(chosen)
 
 
-def _pixels(
+def _seen(
     cache: Cache, source: Source, index: np.ndarray, chosen: list[tuple[int, int]], size: tuple[int, int]
-) -> np.ndarray:
-    pixels = np.empty((len(chosen), *size, 3), np.uint8)
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """What the teacher saw, and what it was given besides."""
+    pixels, boxes, probed = np.empty((len(chosen), *size, 3), np.uint8), [], cache.identity.get("probes")
     for i, (sample, k) in enumerate(chosen):
         view = cache.read_views(k, np.array([sample]))[0]
         images = gather(sample, view, lambda i: source.image(int(index[i])))
         pixels[i] = render(images[sample], view, size, images)
-    return pixels
+        if probed:
+            shown = probes.visible(view, sample, lambda j: source.boxes(int(index[j])), size)
+            seed = cache.identity["recipe"]["seed"]
+            boxes.append(probes.points(seed, cache.ids[sample], k, shown, probed["count"]))
+    return pixels, {"probes": np.stack(boxes)} if boxes else {}
 
 
 def _means(said: list[Any], kept: list[Any]) -> dict[str, float]:

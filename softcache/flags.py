@@ -25,7 +25,7 @@ BUILD: dict[str, tuple[str | None, str]] = {
     "label_column": ("NAME", "and the one that holds the labels"),
     "teacher": (
         "SPEC",
-        "torchvision:NAME, timm:NAME, onnx:FILE, ultralytics:FILE, package.module:factory; several run as one",
+        "torchvision:NAME, timm:NAME, onnx:FILE, ultralytics:FILE, hf:FOLDER, package.module:factory; several run as one",
     ),
     "weights": ("FILE", "the teacher's weights, .safetensors; once for each of several teachers"),
     "allow_pickle": (

@@ -15,6 +15,7 @@ import numpy as np
 import softcache
 from softcache import cache as caches
 from softcache import manifest as m
+from softcache import probes
 from softcache.block import Grid
 from softcache.errors import (
     MismatchError,
@@ -59,6 +60,16 @@ class Job:
     def batch(self) -> int:
         return self.identity.teacher.batch
 
+    @property
+    def probed(self) -> bool:
+        """Is the teacher given boxes to answer for?"""
+        return self.identity.probes is not None
+
+    def points(self, view: View, sample: int, k: int) -> np.ndarray:
+        """The boxes it is given with view number ``k`` of a sample: see :func:`softcache.probes.points`."""
+        shown = probes.visible(view, sample, self.source.boxes, self.teacher.input_spec.size)
+        return probes.points(self.recipe.seed, self.source.ids[sample], k, shown)
+
     def see(self, image: np.ndarray, sample: int, k: int) -> tuple[View, dict[int, np.ndarray]]:
         """View number ``k`` of a sample whose image is given, and the images it is rendered from, by sample.
 
@@ -87,9 +98,10 @@ def prepare(
     """
     classes = None if ignore_labels else source.classes
     labels = np.full(len(source), -1) if ignore_labels else source.labels
-    identity = partial(_identity, source, classes, labels, teacher, recipe, views)
+    identity = partial(_identity, source, classes, labels, teacher, recipe, views, probing(asked))
     stored = begun(store)
-    said = None if stored is not None and stored.teacher.answer is None else teacher(_noise(teacher))
+    unheard = stored is not None and stored.teacher.answer is None
+    said = None if unheard else teacher(_noise(teacher), **_anywhere(asked))
     if stored is None:
         targets = _resolve(said or {}, asked, layouts_of(teacher))
         _check_classes(classes, targets)
@@ -161,6 +173,16 @@ def ids_arrays(ids: tuple[str, ...]) -> list[tuple[Array, np.ndarray]]:
     ]
 
 
+def probing(asked: tuple[Request, ...]) -> bool:
+    """Is one of the targets what the teacher says at boxes that it is given?"""
+    return any("probes" in (r.kind, r.name.rpartition(".")[2]) for r in asked)
+
+
+def _anywhere(asked: tuple[Request, ...]) -> dict[str, np.ndarray]:
+    """Boxes for the picture of noise, where they are needed."""
+    return {"probes": probes.points(0, "noise", 0, np.zeros((0, 4)))[None]} if probing(asked) else {}
+
+
 def _noise(teacher: Teacher) -> np.ndarray:
     """One picture, the same for ever: uint8 ``(1, H, W, 3)``."""
     shape = (1, *teacher.input_spec.size, 3)
@@ -217,6 +239,7 @@ def _identity(
     teacher: Teacher,
     recipe: Recipe,
     views: int,
+    probed: bool,
     targets: dict[str, Target],
     answer: list[float] | None,
     block_rows: int | None,
@@ -242,6 +265,7 @@ def _identity(
             samples=len(source), views=views, block_rows=rows, permutation="feistel-6", key=recipe.seed
         ),
         libraries=_libraries(teacher),
+        probes=m.ProbesId(count=probes.COUNT, version=probes.VERSION) if probed else None,
     )
 
 

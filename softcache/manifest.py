@@ -137,12 +137,15 @@ class TeacherId(_Model):
 class LayoutId(_Model):
     """See :class:`softcache.targets.Layout`, which checks more."""
 
+    ADDED = frozenset({"anchors"})
+
     columns: list[tuple[str, int]]
     score: str
     background: int | None
     levels: list[tuple[int, int]]
     layers: int
     head: str
+    anchors: int = 1
 
 
 class TargetId(_Model):
@@ -158,6 +161,13 @@ class TargetId(_Model):
     layout: LayoutId | None = None
 
 
+class ProbesId(_Model):
+    """How the boxes of ``probes`` were drawn: see :func:`softcache.probes.points`."""
+
+    count: Annotated[int, Field(ge=1, le=1 << 16)]
+    version: int
+
+
 class GridId(_Model):
     """See :class:`softcache.block.Grid`."""
 
@@ -171,6 +181,8 @@ class GridId(_Model):
 class Identity(_Model):
     """Everything that changes a cache's values, and nothing else."""
 
+    ADDED = frozenset({"probes"})
+
     version: tuple[int, int]
     source: SourceId
     recipe: RecipeId
@@ -178,6 +190,7 @@ class Identity(_Model):
     targets: dict[str, TargetId]
     grid: GridId
     libraries: dict[str, str]
+    probes: ProbesId | None = None
 
     @cached_property
     def digest(self) -> str:

@@ -52,14 +52,19 @@ def equivariance(job: Job, invalid: list[int]) -> dict[str, dict[str, float]]:
     return {n: {k: round(v, DIGITS) for k, v in sorted(figures.items())} for n, figures in found.items()}
 
 
-def answers(teacher: Teacher, pixels: np.ndarray, batch: int) -> dict[str, np.ndarray]:
+def answers(teacher: Teacher, pixels: np.ndarray, batch: int, **given: np.ndarray) -> dict[str, np.ndarray]:
     """The teacher's answers to any number of rows, in batches padded to full size as the builder's are."""
     parts = []
     for start in range(0, len(pixels), batch):
-        part = pixels[start : start + batch]
-        full = np.concatenate([part, np.zeros((batch - len(part), *part.shape[1:]), np.uint8)])
-        parts.append({k: v[: len(part)] for k, v in teacher(full).items()})
+        rows = min(batch, len(pixels) - start)
+        seen, *more = (_padded(v[start : start + rows], batch) for v in (pixels, *given.values()))
+        said = teacher(seen, **dict(zip(given, more, strict=True)))
+        parts.append({k: v[:rows] for k, v in said.items()})
     return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
+
+
+def _padded(rows: np.ndarray, count: int) -> np.ndarray:
+    return np.concatenate([rows, np.zeros((count - len(rows), *rows.shape[1:]), rows.dtype)])
 
 
 def _samples(job: Job, invalid: list[int]) -> list[int]:

@@ -31,13 +31,14 @@ class Work:
 
 @dataclass(frozen=True)
 class Batch:
-    """Rendered rows ``start … start+rows-1`` of a block; ``pixels`` is padded to the full batch, ``views`` are the
-    rows of the arrays below ``view/``."""
+    """Rendered rows ``start … start+rows-1`` of a block; ``pixels`` is padded to the full batch, as are the arrays
+    ``given`` with them to the teacher, and ``views`` are the rows of the arrays below ``view/``."""
 
     work: Work
     start: int
     rows: int
     pixels: np.ndarray
+    given: dict[str, np.ndarray]
     views: dict[str, np.ndarray]
     unreadable: list[int]
 

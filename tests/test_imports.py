@@ -17,7 +17,7 @@ FLOORS = [
     {"errors", "spec", "keyed", "options"},
     {"codecs", "store"},
     {"source", "recipe", "targets", "pixels"},
-    {"block", "zarrfile", "manifest", "warp", "geometry"},
+    {"block", "zarrfile", "manifest", "warp", "geometry", "probes"},
     {"cache", "canary", "reader", "several", "views"},
     {
         "job",

@@ -66,8 +66,8 @@ IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 # -- the contract of TEACHERS: a new member is put in here -----------------------------------------------------
 
-# Graphs in a file, and detectors, are of another sort: tests/test_onnx.py, tests/test_ultralytics.py.
-every_kind = pytest.mark.parametrize("kind", sorted(TEACHERS.keys() - {"onnx", "ultralytics"}))
+# Graphs in a file, and detectors, are of another sort: tests/test_onnx.py, tests/test_ultralytics.py, tests/test_hf.py.
+every_kind = pytest.mark.parametrize("kind", sorted(TEACHERS.keys() - {"hf", "onnx", "ultralytics"}))
 
 
 def test_every_kind_is_a_module_with_load():

@@ -80,12 +80,13 @@ class Items:
         """The row and the column of its cell there, int64 ``(…, K, 2)``."""
         level = self.level()
         widths = np.array([w for _, w in self.layout.levels])
-        return np.stack(np.divmod(self.index - self._starts()[level], widths[level]), axis=-1)
+        place = (self.index - self._starts()[level]) // self.layout.anchors
+        return np.stack(np.divmod(place, widths[level]), axis=-1)
 
     def _starts(self) -> np.ndarray:
         if not self.layout.levels:
             raise SpecError("these items have no cells: their teacher has no grid of anchors")
-        return np.cumsum([0, *(h * w for h, w in self.layout.levels)])[:-1]
+        return self.layout.anchors * np.cumsum([0, *(h * w for h, w in self.layout.levels)])[:-1]
 
     def dense(self) -> np.ndarray:
         """The parts side by side, as the teacher says them: float32 ``(…, K, layout.width)``."""

@@ -13,7 +13,7 @@ import numpy as np
 from softcache.errors import SpecError, TeacherError, nearest
 
 COLUMNS = ("logits", "objectness", "boxes", "distribution", "embedding", "reference", "deltas")
-SCORES = ("sigmoid", "softmax")
+SCORES = ("sigmoid", "softmax", "geometric")
 MAX_COLUMNS = 1 << 16
 _COUNTS = {
     "objectness": (1, 1),
@@ -30,13 +30,15 @@ class Layout:
     ``columns`` maps a name of :data:`COLUMNS` to its number of columns, in order:
 
     - ``logits``: class scores before ``score``; with ``background``, the one that means no object.
-    - ``objectness``: one logit, whose sigmoid multiplies the classes' (YOLOX).
+    - ``objectness``: one logit, whose sigmoid multiplies the classes' (YOLOX). With the score ``geometric`` the root of the
+      product counts (FCOS, which calls it centerness).
     - ``boxes``, ``reference``: x1, y1, x2, y2 in the unit square of the view; an answer, and where it started from.
     - ``distribution``: four sides of bins, logits (DFL). ``deltas``: what a box head adds, as it says it.
     - ``embedding``: of a query, or of a proposal.
 
     ``levels`` are the (height, width) of the grids of anchors, in order, cells row by row; empty where items have no
-    place. ``layers``: items come in so many equal groups, one a decoder layer, the last layer last.
+    place. ``anchors``: how many items every cell has, next to each other (RetinaNet's nine). ``layers``: items come in so
+    many equal groups, one a decoder layer, the last layer last.
     ``head`` names which of a model's heads spoke, for people.
     """
 
@@ -46,6 +48,7 @@ class Layout:
     levels: tuple[tuple[int, int], ...] = ()
     layers: int = 1
     head: str = ""
+    anchors: int = 1
     _slices: dict[str, slice] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -76,6 +79,10 @@ class Layout:
             return f"its {len(self.levels)} levels are from {min(sides)} to {max(sides)} cells a side"
         if not 1 <= self.layers <= 1 << 10 or len(self.head) > 200:
             return f"{self.layers} layers, of a head whose name has {len(self.head)} characters"
+        if not 1 <= self.anchors <= 1 << 10:
+            return f"{self.anchors} anchors of a cell"
+        if self.score == "geometric" and not {"logits", "objectness"} <= self.columns.keys():
+            return "the score 'geometric', which is of logits and objectness"
         return None
 
     @property
@@ -85,8 +92,8 @@ class Layout:
 
     @property
     def cells(self) -> int | None:
-        """How many items the levels make, None without levels."""
-        return sum(map(prod, self.levels)) if self.levels else None
+        """How many items the levels make; None without levels."""
+        return self.anchors * sum(map(prod, self.levels)) if self.levels else None
 
     @property
     def classes(self) -> int:
@@ -123,7 +130,9 @@ class Layout:
             p = _sigmoid(logits)
         if self.background is not None:
             p = np.delete(p, self.background, axis=-1)
-        return p * _sigmoid(parts["objectness"]) if "objectness" in parts else p
+        if "objectness" in parts:
+            p = p * _sigmoid(parts["objectness"])
+        return np.sqrt(p) if self.score == "geometric" else p
 
     def __str__(self) -> str:
         """``logits 80, boxes 4; sigmoid; 3 levels; one2many``, for people."""
@@ -143,6 +152,7 @@ class Layout:
             "levels": list(self.levels),
             "layers": self.layers,
             "head": self.head,
+            "anchors": self.anchors,
         }
 
     @classmethod

@@ -8,6 +8,9 @@ A detector has ``layouts`` besides, by the name of each of its answers of many i
 columns mean, known before it is called. It may have ``constants()``, arrays by name that are the same for every image:
 its query embeddings, its classes' prior, a frozen head as the bytes of a safetensors file.
 
+One that is asked for ``probes`` is called with ``probes=``, float32 ``(B, P, 4)``: the boxes to answer for
+(:mod:`softcache.probes`). Called without them it answers the rest.
+
 Only this package imports a teacher's library, and only when such a teacher is loaded.
 """
 
@@ -81,7 +84,7 @@ class Teacher(Protocol):
     # and, where it has any, ``layouts: Mapping[str, Layout]`` and ``constants() -> Mapping[str, np.ndarray]``: ask
     # layouts_of and constants_of
 
-    def __call__(self, pixels: np.ndarray) -> dict[str, np.ndarray]: ...
+    def __call__(self, pixels: np.ndarray, **given: np.ndarray) -> dict[str, np.ndarray]: ...
     def identity(self) -> TeacherId: ...
     def libraries(self) -> dict[str, str]: ...
 
@@ -89,14 +92,21 @@ class Teacher(Protocol):
 CONSTANT_TYPES = ("float32", "float16", "uint8", "int8", "uint16", "int16", "uint32", "int32", "int64")
 
 # name before the colon → module of this package with ``load(name, options)``
-TEACHERS = {"onnx": "onnx", "timm": "timm", "torchvision": "torchvision", "ultralytics": "ultralytics"}
+TEACHERS = {
+    "hf": "hf",
+    "onnx": "onnx",
+    "timm": "timm",
+    "torchvision": "torchvision",
+    "ultralytics": "ultralytics",
+}
 
 
 def load(teacher: str | Callable[..., Any], options: Options) -> Teacher:
     """A teacher from its spec, or around a callable or a ``torch.nn.Module``.
 
     Args:
-        teacher: ``torchvision:NAME``, ``timm:NAME``, ``onnx:FILE``, ``package.module:factory``, or the object itself.
+        teacher: ``torchvision:NAME``, ``timm:NAME``, ``onnx:FILE``, ``ultralytics:FILE``, ``hf:FOLDER``,
+            ``package.module:factory``, or the object itself.
         options: weights, taps, precision and the rest.
 
     Raises:

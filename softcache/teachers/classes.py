@@ -178,8 +178,8 @@ class Permuted:
         self.layouts = {name: one for name, (one, _) in found.items()}
         self._of_items = {name: take for name, (_, take) in found.items()}
 
-    def __call__(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
-        said = dict(self.teacher(pixels))
+    def __call__(self, pixels: np.ndarray, **given: np.ndarray) -> dict[str, np.ndarray]:
+        said = dict(self.teacher(pixels, **given))
         for name, value in said.items():
             if name in self._of_items:
                 said[name] = value[..., self._of_items[name]]

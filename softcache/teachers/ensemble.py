@@ -122,8 +122,11 @@ class Ensemble:
                 "build a cache of each and open them together"
             )
 
-    def __call__(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
-        said = [member(pixels) for member in self.members]
+    def __call__(self, pixels: np.ndarray, **given: np.ndarray) -> dict[str, np.ndarray]:
+        said = [
+            member(pixels, **{n: v for n, v in given.items() if f"{i}.{n}" in self._options.taps})
+            for i, member in enumerate(self.members)
+        ]
         named = {f"{i}.{name}": value for i, answer in enumerate(said) for name, value in answer.items()}
         own = {n: v for n, v in named.items() if n in self._options.taps}
         if not any("logits" in answer for answer in said):  # detectors: there is no mean of their items
@@ -173,7 +176,7 @@ class FlipTta:
         self.teacher = teacher
         self.input_spec, self.classes, self.probed = teacher.input_spec, teacher.classes, teacher.probed
 
-    def __call__(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+    def __call__(self, pixels: np.ndarray, **_given: np.ndarray) -> dict[str, np.ndarray]:
         seen = self.teacher(pixels)
         mirrored = self.teacher(np.ascontiguousarray(pixels[:, :, ::-1]))
         return {name: (seen[name] + mirrored[name]) / 2 for name in seen if is_logits(name)}

@@ -16,7 +16,7 @@ import numpy as np
 
 from softcache import spec
 from softcache.errors import SpecError, TeacherError
-from softcache.targets.layout import SCORES, Layout
+from softcache.targets.layout import Layout
 
 Size = tuple[int, int]
 Outputs = Mapping[str, np.ndarray]
@@ -105,8 +105,8 @@ class Detr:
     INPUT: ClassVar[Mapping[str, Any]] = _UNIT
 
     def __post_init__(self) -> None:
-        if self.score not in SCORES:
-            raise SpecError(f"detr: score is {' or '.join(SCORES)}, not {self.score!r}")
+        if self.score not in ("sigmoid", "softmax"):
+            raise SpecError(f"detr: score is sigmoid or softmax, not {self.score!r}")
 
     def outputs(self, found: Outputs, size: Size) -> tuple[str, ...] | None:
         logits, boxes = found.get(self.logits), found.get(self.boxes)

@@ -49,9 +49,9 @@ class ModuleTeacher:
         """Is the target one of :attr:`own`? If not it is a module, which is tapped."""
         return name == self.own or (bool(self.layouts) and name not in self._modules)
 
-    def _answer(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    def _answer(self, x: torch.Tensor, **given: torch.Tensor) -> dict[str, torch.Tensor]:
         """Normalised pixels ``(B, 3, H, W)`` on the device → :attr:`own`, by name, each ``(B, …)``."""
-        output = self._model(x)
+        output = self._model(x, **given)
         if not self.layouts or not isinstance(output, Mapping):
             return {"logits": _logits_of(output, self._name)}
         wanted = [name for name in self._options.taps if self._says(name)]
@@ -85,7 +85,7 @@ class ModuleTeacher:
         return keep
 
     @torch.inference_mode()
-    def __call__(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+    def __call__(self, pixels: np.ndarray, **given: np.ndarray) -> dict[str, np.ndarray]:
         if any(module.training for module in self._model.modules()):
             raise TeacherError(
                 f"a part of the teacher {self._name} is in training mode: its answers would be noise"
@@ -102,7 +102,7 @@ class ModuleTeacher:
         )
         with exact, torch.autocast(self._device.type, dtype or torch.bfloat16, enabled=dtype is not None):
             try:
-                found = self._answer(x)
+                found = self._answer(x, **{n: torch.from_numpy(v).to(self._device) for n, v in given.items()})
             except SoftcacheError:
                 raise
             except Exception as e:

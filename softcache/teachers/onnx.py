@@ -133,7 +133,7 @@ class OnnxTeacher:
         self.layouts[DETECTIONS] = self._head.layout({n: found[n] for n in self._detected}, size)
         return dict(self._head.INPUT)
 
-    def __call__(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+    def __call__(self, pixels: np.ndarray, **_given: np.ndarray) -> dict[str, np.ndarray]:
         x = self._fed(pixels)
         step = self._batch or len(x)
         wanted = {name: name for name in self._options.taps if name not in self.layouts}

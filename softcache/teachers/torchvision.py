@@ -1,4 +1,4 @@
-"""``torchvision:NAME``: a classification model of torchvision, its weights from a file of yours."""
+"""``torchvision:NAME``: a classification model or a detector of torchvision, its weights from a file of yours."""
 
 from __future__ import annotations
 
@@ -19,9 +19,16 @@ def load(name: str, options: Options) -> Teacher:
     from softcache.teachers import weights
     from softcache.teachers.module import ModuleTeacher
 
+    detectors = models.list_models(module=models.detection)
+    if name in detectors:
+        from softcache.teachers.torchvision_detection import load as load_detector
+
+        return load_detector(name, options)
     known = models.list_models(module=models)
     if name not in known:
-        raise TeacherError(f"torchvision has no classification model {name!r}{nearest(name, known)}")
+        raise TeacherError(
+            f"torchvision has no classification model or detector {name!r}{nearest(name, known + detectors)}"
+        )
     if options.weights is None:
         raise TeacherError(
             f"torchvision:{name} needs --weights FILE: nothing is downloaded. Save them once as safetensors"

@@ -20,12 +20,29 @@ def wrap(made: Any, name: str, options: Options, spec: Any = None) -> Teacher:
     """A module or a callable as a :class:`~softcache.teachers.Teacher`."""
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(made, torch.nn.Module):
-        from softcache.teachers.module import ModuleTeacher
-
-        return ModuleTeacher(made, name, options, spec)
+        return _kind(made)(made, name, options, spec)
     if not callable(made):
         raise TeacherError(f"the teacher {name} is a {type(made).__name__}, neither a module nor a callable")
     return CallableTeacher(made, name, options, spec)
+
+
+def _kind(model: Any) -> Any:
+    """The teacher for a module: a detector's own, where it is one of a library that we know."""
+    from softcache.teachers.detr import FAMILIES
+    from softcache.teachers.module import ModuleTeacher
+
+    bases = {b.__name__ for b in type(model).__mro__ if b.__module__.startswith("transformers.")}
+    for architecture, teacher in FAMILIES.values():
+        if architecture in bases:
+            return teacher
+    if library := sys.modules.get("torchvision.models.detection"):
+        from softcache.teachers.torchvision_detection import DenseTeacher, ProposalTeacher
+
+        if isinstance(model, library.RetinaNet | library.FCOS):
+            return DenseTeacher
+        if isinstance(model, library.FasterRCNN):
+            return ProposalTeacher
+    return ModuleTeacher
 
 
 class CallableTeacher:
@@ -55,9 +72,9 @@ class CallableTeacher:
         self.classes = names_of(getattr(function, "classes", None))
         self.layouts = layouts_of(function)
 
-    def __call__(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+    def __call__(self, pixels: np.ndarray, **given: np.ndarray) -> dict[str, np.ndarray]:
         try:
-            answer = self._function(pixels)
+            answer = self._function(pixels, **given)
         except SoftcacheError:
             raise
         except Exception as e:

@@ -48,7 +48,7 @@ class Classifier(Network):
 
     size = 224
 
-    def _answer(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    def _answer(self, x: torch.Tensor, **given: torch.Tensor) -> dict[str, torch.Tensor]:
         return {"logits": self._model(x)[1]}
 
 
@@ -103,7 +103,7 @@ class Detector(Network):
     def _forget(self) -> None:
         self._given.clear()
 
-    def _answer(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    def _answer(self, x: torch.Tensor, **given: torch.Tensor) -> dict[str, torch.Tensor]:
         self._forget()  # what an earlier picture, that failed, has left
         _, raw = self._model(x)
         maps = dict(zip(self._maps, self._given, strict=True))
