@@ -181,7 +181,7 @@ def test_the_row_and_its_arrays():
         ("topk(3, at=())", "rising"),
         ("topk(3, at=(1, 2, 3, 4, 5, 6, 7, 8, 9))", "one to eight"),
         ("topk(3, tail=flat)", "bucket or spread"),
-        ("topc(3)", "did you mean 'topk'"),
+        ("topkk(3)", "did you mean 'topk'"),
     ],
 )
 def test_a_wrong_spec_is_named(text: str, told: str):

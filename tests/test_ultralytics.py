@@ -538,7 +538,8 @@ def test_a_mirror_has_no_mean_of_detections(made):
 
 
 def test_nothing_is_asked_of_a_network_and_the_process_stays_as_it_was(tmp_path: Path):
-    """Imported for the first time by us, the library finds no network, and its habits end with the import."""
+    """Imported for the first time by us, the library finds no network, and its habits end with the import; the image that
+    nobody can read is damaged as before."""
     code = """
 import os, socket, subprocess, sys
 import numpy as np
@@ -549,6 +550,13 @@ from softcache.teachers import Options, load
 import torch  # finds its libraries by another program
 subprocess.Popen.__init__ = refuse
 load("ultralytics:yolov8n.yaml", Options(taps=("p3",), input_size=(64, 64)))
+from softcache.source.decode import to_rgb
+try:
+    to_rgb(b"damaged")
+except OSError:
+    pass  # of Pillow's own kinds: for the library's, a package would have been asked for
+else:
+    raise AssertionError("no image was read")
 assert (dict(os.environ), repr(np.array([0.123456789]))) == before
 """
     clean = {k: v for k, v in os.environ.items() if not k.startswith("YOLO_") and k != "OMP_NUM_THREADS"}

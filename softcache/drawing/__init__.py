@@ -21,6 +21,7 @@ from softcache.errors import SpecError, StoreError
 from softcache.keyed import hash64
 from softcache.recipe import Recipe, gather, render
 from softcache.source import Boxes, Source
+from softcache.source.decode import open_image
 from softcache.targets import Items
 
 MAX_SIDE = 4096
@@ -202,7 +203,7 @@ def _file(cache: Cache, out: Path, sample: int) -> Path:
 
 def _is_ours(path: Path) -> bool:
     try:
-        with Image.open(path, formats=["PNG"]) as image:
+        with open_image(path) as image:
             return not path.is_symlink() and image.info.get("Software") == _OURS
     except (OSError, SyntaxError, ValueError):
         return False

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from softcache.source.decode import FORMATS
+from softcache.source.decode import open_image
 from softcache.source.files import Files
 from softcache.spec import canonical_json
 
@@ -118,7 +118,5 @@ def shown(value: Any) -> str:
 
 def image_size(file: Path) -> tuple[int, int]:
     """Width and height of the pixels that are stored, from the image's header. Raises what Pillow does."""
-    from PIL import Image
-
-    with Image.open(file, formats=FORMATS) as image:
+    with open_image(file) as image:
         return image.size

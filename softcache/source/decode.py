@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from typing import Any
 
 import numpy as np
@@ -87,10 +88,19 @@ def _decode(data: bytes) -> np.ndarray:
         pixels = _jpeg(data)
         if pixels is not None:
             return pixels
+    with open_image(io.BytesIO(data)) as image:
+        return _pillow(image)
+
+
+def open_image(file: Any) -> Any:
+    """Pillow's image of a path or a binary file, of :data:`FORMATS`, its pixels not read yet. Raises what Pillow does.
+
+    Ultralytics, once imported, has put another ``open`` into Pillow, which would install a package for what is damaged.
+    """
     from PIL import Image
 
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        return _pillow(image)
+    pillows = getattr(sys.modules.get("ultralytics.utils.patches"), "_image_open", Image.open)
+    return pillows(file, formats=FORMATS)
 
 
 def _jpeg(data: bytes) -> np.ndarray | None:
