@@ -452,6 +452,7 @@ def test_a_build_without_torch_starts_fast_enough_and_never_imports_it(toy: Buil
     assert done.stdout.split() == ["False", "0"]
 
 
+@pytest.mark.slow
 def test_three_kills_with_a_real_network(shared_data: Path, tmp_path: Path):
     command = [sys.executable, "-m", "softcache.cli", "build", "--source", str(shared_data / "cifar10")]
     command += ["--split", "test", "--limit", "192", "--recipe", "crop(32, pad=4)|flip", "--views", "2"]
