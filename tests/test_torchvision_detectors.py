@@ -363,7 +363,7 @@ def test_other_detectors_are_refused_with_those_it_knows(name: str):
 
 def test_a_size_that_is_no_whole_number_of_cells_is_refused(networks):
     with pytest.raises(
-        SpecError, match=r"cannot see 100x160 pixels: the sides are multiples of 32. Say --input-size 96 160"
+        SpecError, match=r"cannot see 100x160 pixels: the sides are multiples of 32. Say --input-size 96,160"
     ):
         load(networks(DENSE[1]), Options(taps=("detections",), input_size=(100, 160)))
 

@@ -347,6 +347,27 @@ def test_queries_that_are_learned_are_a_constant(made, pixels, tmp_path: Path):
     assert teacher(pixels)["queries"].shape == (2, 1800, 344)
 
 
+def test_probes_where_queries_start_say_what_those_say(made, pixels, tmp_path: Path):
+    """Without a box head before the decoder queries start from anchors, and so from the cells under their own middles."""
+    model = deepcopy(made("yolov8-rtdetr").model)
+    torch.nn.init.zeros_(model.model[-1].enc_bbox_head.layers[-1].weight)
+    torch.nn.init.zeros_(model.model[-1].enc_bbox_head.layers[-1].bias)
+    teacher = as_file(model, tmp_path / "m.pt", "queries", "probes")
+    layout, said = teacher.layouts["probes"], teacher(pixels)
+    assert set(said) == {"queries"} and layout == teacher.layouts["queries"]
+    start = layout.part(said["queries"], "reference")[:, :300].copy()
+    said = teacher(pixels, probes=start)
+    assert np.allclose(said["probes"], said["queries"], atol=2e-3)
+    assert said["probes"].shape == (2, 6 * 300, layout.width)
+    other = start[:, :7] * 0.9
+    probed = teacher(pixels, probes=other)["probes"]
+    assert np.allclose(layout.part(probed, "reference")[:, :7], other, atol=1e-6)
+    assert (
+        np.abs(layout.part(probed, "logits")[:, :7] - layout.part(said["probes"], "logits")[:, :7]).max()
+        > 0.01
+    )
+
+
 def test_memory_is_what_the_decoder_attends_to(made, pixels):
     who = made("yolov8-rtdetr")
     hooks = Hooks(who.model, pixels, decoder=who.model.model[-1].decoder)
@@ -448,12 +469,13 @@ def test_a_classifier_has_logits(pixels, tmp_path: Path):
     assert load("ultralytics:yolo11n-cls.yaml", Options()).input_spec.size == (224, 224)
 
 
-def test_other_strides_name_other_levels(made):
+def test_other_strides_name_other_levels(pixels):
     teacher = load("ultralytics:yolov8n-p6.yaml", Options(taps=("p6",), input_size=(128, 64)))
     assert teacher.layouts["detections"].levels == ((16, 8), (8, 4), (4, 2), (2, 1))
     teacher = load("ultralytics:yolov8n-p2.yaml", Options(taps=("p2",), input_size=(32, 64)))
     assert teacher.layouts["detections"].levels == ((8, 16), (4, 8), (2, 4), (1, 2))
-    assert teacher.own == "detections, p2, p3, p4, p5"
+    with pytest.raises(TeacherError, match="no map 'p6'; it has p2, p3, p4, p5"):
+        load("ultralytics:yolov8n-p2.yaml", Options(taps=("p6",), **SIZE))(pixels)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
@@ -467,6 +489,16 @@ def test_half_precision_is_near_and_boxes_are_decoded_in_full(precision: str, ma
     assert 0 < error.max() < 3 and error.mean() < 0.2
     boxes = decoded(layout.part(half, "distribution"), layout.levels)
     assert np.abs(layout.part(half, "boxes") - boxes).max() < 2e-6
+
+
+def test_rtdetr_runs_in_half_precision(made, pixels):
+    who = made("yolov8-rtdetr")
+    exact, half = (who.teacher("memory.p4", "queries", precision=p)(pixels) for p in ("fp32", "bf16"))
+    a, b = exact["memory.p4"].ravel(), half["memory.p4"].ravel()
+    assert 0.9 < a @ b / np.linalg.norm(a) / np.linalg.norm(b) < 1 - 1e-6
+    layout, values = who.teacher("queries").layouts["queries"], half["queries"]
+    boxes, starts = (np.split(layout.part(values, part), 6, axis=1) for part in ("boxes", "reference"))
+    assert np.isfinite(values).all() and np.array_equal(boxes[0], starts[1])
 
 
 @pytest.mark.parametrize(("name", "target"), [("yolo26n", "detections"), ("yolov8-rtdetr", "memory.p4")])
@@ -493,8 +525,12 @@ def test_an_image_is_answered_alone_as_in_a_batch(name: str, target: str, made, 
         ("yolo11n-pose.yaml", {}, r"ends in the head Pose\b"),
         ("yolov8s-world.yaml", {}, r"ends in the head WorldDetect\b"),
         ("yolo11-cls-resnet18.yaml", {}, r"would be downloaded"),
-        ("yolov8n.yaml", {"taps": ()}, r"without logits.*it has detections, p3, p4, p5, and its modules"),
-        ("yolov8n.yaml", {"taps": ("p6",)}, r"no target 'p6'.*it has detections, p3, p4, p5"),
+        (
+            "yolov8n.yaml",
+            {"taps": ()},
+            r"without logits.*it has detections, maps \(p3, p4, …\), and its modules",
+        ),
+        ("yolov8n.yaml", {"taps": ("probes",)}, r"no target 'probes'.*it has detections, maps"),
         ("yolov8n.yaml", {"input_size": (640, 650)}, r"640x650.*stride, 32.*--input-size 640,640"),
         ("yolov8n.yaml", {"input_size": (10, 10)}, r"--input-size 32,32"),
         ("yolov8n.yaml", {"weights": Path("none.safetensors")}, r"none.safetensors do not exist"),
@@ -656,13 +692,14 @@ def test_a_yolo_is_cached_in_the_order_of_the_sources_classes(made, shared_data,
 
 def test_queries_of_rtdetr_are_cached(made, shared_data, tmp_path: Path, capsys):
     import softcache as sc
+    from softcache import probes
 
     model = deepcopy(made("yolov8-rtdetr").model)
     model.names = dict(enumerate(sc.Source(shared_data / "coco356", split="val2017").classes))
     live = as_file(model, tmp_path / "best.pt", "queries", "encoder.detections", "memory.p5")
-    cache, _, pixels = build(
+    cache, source, pixels = build(
         capsys, tmp_path, shared_data, f"ultralytics:{tmp_path / 'best.pt'}",
-        "queries=all", "encoder.detections=top(50)", "memory.p5=int8",
+        "queries=all", "encoder.detections=top(50)", "memory.p5=int8", "probes=all",
     )  # fmt: skip
     batch, said = cache.read(1, np.arange(3)), live(np.concatenate([pixels, pixels[:1]]))
     items, layout = batch["queries"], live.layouts["queries"]
@@ -674,6 +711,11 @@ def test_queries_of_rtdetr_are_cached(made, shared_data, tmp_path: Path, capsys)
     assert np.abs(last - layout.part(said["queries"][:3, -300:], "boxes")).max() < 2e-5
     assert batch["encoder.detections"].parts["logits"].shape == (3, 50, 80)
     assert cache.identity["targets"]["memory.p5"]["kind"] == "feature_map"
+    for sample, view in enumerate(cache.read_views(1, np.arange(3))):
+        boxes = probes.points(
+            0, source.ids[sample], 1, probes.visible(view, sample, source.boxes, (HEIGHT, WIDTH))
+        )
+        assert np.allclose(batch["probes"].layer(0).parts["reference"][sample], boxes, atol=1e-7)
     shown = rounded(model).state_dict()["model.22.denoising_class_embed.weight"].numpy()
     assert np.array_equal(cache.constant("constants/class_embedding"), shown)
 

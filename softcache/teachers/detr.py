@@ -7,7 +7,7 @@ what is said of one belongs to the whole set.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -90,7 +90,7 @@ class DetrTeacher(Detector):
         call: Call = self._noted["call"]
         wanted = self._asked & {"detections", "queries"}
         parts = self._parts(call) if wanted else {}
-        found = {name: _rows(parts, self.layouts[name]) for name in wanted}
+        found = {name: rows(parts, self.layouts[name]) for name in wanted}
         if probes is not None and "probes" in self._asked:
             boxes = torch.cat(
                 [(probes[..., :2] + probes[..., 2:]) / 2, probes[..., 2:] - probes[..., :2]], -1
@@ -98,7 +98,7 @@ class DetrTeacher(Detector):
             given = {**call.given, **self._at(call, boxes)}
             parts = self._parts(Call(given, self._net.decoder(**given)))
             parts["reference"][:, 0] = boxes
-            found["probes"] = _rows(parts, self.layouts["probes"])
+            found["probes"] = rows(parts, self.layouts["probes"])
         maps = self._maps(said, call)
         self._noted.clear()
         return found, maps
@@ -112,7 +112,7 @@ class DetrTeacher(Detector):
         return {"embedding": embedding, "logits": logits, "boxes": boxes.sigmoid()}
 
     def _maps(self, said: Any, call: Call) -> list[torch.Tensor]:
-        return _unflatten(call.given["encoder_hidden_states"], [self._noted["projected"][0].shape[-2:]])
+        return unflatten(call.given["encoder_hidden_states"], [self._noted["projected"][0].shape[-2:]])
 
     def _at(self, call: Call, boxes: torch.Tensor) -> dict[str, Any]:
         """The decoder's arguments for queries at ``boxes`` ``(B, P, 4)``, cx, cy, w, h."""
@@ -139,25 +139,25 @@ class DeformableDetrTeacher(DetrTeacher):
         for layer, start in enumerate(starts):
             logits.append(self._model.class_embed[layer](hidden[:, layer]))
             moved = self._model.bbox_embed[layer](hidden[:, layer])
-            moved[..., : start.shape[-1]] += _logit(start)
+            moved[..., : start.shape[-1]] += logit(start)
             boxes.append(moved.sigmoid())
         reference = [torch.nn.functional.pad(start, (0, 4 - start.shape[-1])) for start in starts]
         parts = {"logits": logits, "boxes": boxes, "reference": reference}
         return {"embedding": hidden} | {name: torch.stack(part, 1) for name, part in parts.items()}
 
     def _maps(self, said: Any, call: Call) -> list[torch.Tensor]:
-        return _unflatten(call.given["encoder_hidden_states"], call.given["spatial_shapes_list"])
+        return unflatten(call.given["encoder_hidden_states"], call.given["spatial_shapes_list"])
 
     def _at(self, call: Call, boxes: torch.Tensor) -> dict[str, Any]:
         content, position = "inputs_embeds", "object_queries_position_embeddings"
         if self._config.two_stage:
-            told = self._net.pos_trans(self._net.get_proposal_pos_embed(_logit(boxes)))
+            told = self._net.pos_trans(self._net.get_proposal_pos_embed(logit(boxes)))
             where, what = self._net.pos_trans_norm(told).split(self._config.d_model, -1)
             return {content: what, position: where, "reference_points": boxes}
         points = call.given["reference_points"]
         centre = boxes[..., :2].to(points.dtype)
         slot = torch.cdist(centre, points, compute_mode="donot_use_mm_for_euclid_dist").argmin(-1)
-        return {n: _gather(call.given[n], slot) for n in (content, position)} | {"reference_points": centre}
+        return {n: gather(call.given[n], slot) for n in (content, position)} | {"reference_points": centre}
 
 
 class RtDetrTeacher(DetrTeacher):
@@ -187,16 +187,8 @@ class RtDetrTeacher(DetrTeacher):
         return list(said.encoder_last_hidden_state)
 
     def _at(self, call: Call, boxes: torch.Tensor) -> dict[str, Any]:
-        shapes = torch.tensor(call.given["spatial_shapes_list"], device=boxes.device)
-        anchor = (
-            0.05  # of the first level, as a share of the view's side; twice as large on each that follows
-        )
-        level = (boxes[..., 2:].prod(-1).sqrt() / anchor).log2().round().clamp(0, len(shapes) - 1).long()
-        size = shapes[level]
-        row, column = ((boxes[..., i] * size[..., 1 - i]).long() for i in (1, 0))
-        row, column = row.clamp(0).minimum(size[..., 0] - 1), column.clamp(0).minimum(size[..., 1] - 1)
-        cell = call.given["level_start_index"][level] + row * size[..., 1] + column
-        return {"inputs_embeds": _gather(self._noted["cells"][0], cell), "reference_points": _logit(boxes)}
+        cells = cells_under(boxes, call.given["spatial_shapes_list"])
+        return {"inputs_embeds": gather(self._noted["cells"][0], cells), "reference_points": logit(boxes)}
 
 
 # config.model_type → (class in transformers, teacher)
@@ -208,31 +200,46 @@ FAMILIES: dict[str, tuple[str, type[DetrTeacher]]] = {
 }
 
 
-def _rows(parts: Tensors, layout: Layout) -> torch.Tensor:
+def rows(parts: Tensors, layout: Layout) -> torch.Tensor:
     """The columns of a layout, float32 ``(B, items, columns)``: of all layers, or of the last."""
-    boxes = {name: _corners(parts[name]) for name in ("boxes", "reference") if name in layout.columns}
+    boxes = {name: corners(parts[name].float()) for name in ("boxes", "reference") if name in layout.columns}
     rows = torch.cat([(parts | boxes)[name].float() for name in layout.columns], -1)
     return rows[:, -1] if layout.layers == 1 else rows.flatten(1, 2)
 
 
-def _corners(boxes: torch.Tensor) -> torch.Tensor:
+def corners(boxes: torch.Tensor) -> torch.Tensor:
     """cx, cy, w, h → x1, y1, x2, y2."""
     centre, half = boxes[..., :2], boxes[..., 2:] / 2
     return torch.cat([centre - half, centre + half], -1)
 
 
-def _logit(share: torch.Tensor, least: float = 1e-5) -> torch.Tensor:
+def logit(share: torch.Tensor, least: float = 1e-5) -> torch.Tensor:
     """The inverse of a sigmoid, as these models compute it."""
     share = share.clamp(0, 1)
     return (share.clamp(min=least) / (1 - share).clamp(min=least)).log()
 
 
-def _gather(rows: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+def cells_under(boxes: torch.Tensor, levels: Sequence[Sequence[int]]) -> torch.Tensor:
+    """RT-DETR's cells of which probes at ``boxes`` ``(B, P, 4)``, cx, cy, w, h, are made: their numbers, ``(B, P)``.
+
+    ``levels``: height and width of each.
+    """
+    shapes = torch.tensor(levels, device=boxes.device)
+    starts = torch.nn.functional.pad(shapes.prod(1).cumsum(0), (1, 0))
+    anchor = 0.05  # of the first level, as a share of the view's side; twice as large on each that follows
+    level = (boxes[..., 2:].prod(-1).sqrt() / anchor).log2().round().clamp(0, len(shapes) - 1).long()
+    size = shapes[level]
+    row, column = ((boxes[..., i] * size[..., 1 - i]).long() for i in (1, 0))
+    row, column = row.clamp(0).minimum(size[..., 0] - 1), column.clamp(0).minimum(size[..., 1] - 1)
+    return starts[level] + row * size[..., 1] + column
+
+
+def gather(rows: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     """``rows`` ``(B, N, D)`` at ``index`` ``(B, P)``."""
     return rows.gather(1, index[..., None].expand(-1, -1, rows.shape[-1]))
 
 
-def _unflatten(memory: torch.Tensor, shapes: list[Any]) -> list[torch.Tensor]:
+def unflatten(memory: torch.Tensor, shapes: Sequence[Any]) -> list[torch.Tensor]:
     """``(B, cells of all levels, C)`` → maps."""
     levels = memory.split([h * w for h, w in shapes], 1)
     return [level.transpose(1, 2).unflatten(2, tuple(s)) for level, s in zip(levels, shapes, strict=True)]

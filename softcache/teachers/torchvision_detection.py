@@ -61,7 +61,7 @@ class _Sized(Detector):
         spec = {"size": seen.min_size[0], "mean": seen.image_mean, "std": seen.image_std, **(spec or {})}
         size = input_spec(options, spec, name).size
         if any(side % _CELL for side in size):
-            good = " ".join(str(max(1, round(side / _CELL)) * _CELL) for side in size)
+            good = ",".join(str(max(1, round(side / _CELL)) * _CELL) for side in size)
             raise SpecError(
                 f"{name} cannot see {size[0]}x{size[1]} pixels: the sides are multiples of {_CELL}. Say --input-size {good}"
             )

@@ -1,41 +1,37 @@
 """Networks of Ultralytics as teachers: what each kind of head answers. :mod:`.ultralytics` loads them.
 
-A detector has no ``logits``. What it answers has names: ``detections``, the maps ``p3``, ``p4``, … that its head is given,
-and more. Models are not fused: fusing drops one of two heads.
+The maps ``p3``, ``p4``, … are those that a detector's head is given. Models are not fused: fusing drops one of two heads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import torch
 
-from softcache.errors import SpecError, TeacherError
+from softcache.errors import SpecError
 from softcache.targets.layout import Layout
 from softcache.teachers import Options, failure, input_spec
 from softcache.teachers.classes import names_of
+from softcache.teachers.detector import Detector, Tensors
+from softcache.teachers.detr import cells_under, gather, logit, rows, unflatten
 from softcache.teachers.module import ModuleTeacher
 
+_PLAIN = {"mean": (0, 0, 0), "std": (1, 1, 1)}  # what all are shown: pixels / 255
 _LOOK = 256  # pixels a side of the picture that tells how coarse the levels are
 
 
-class Network(ModuleTeacher):
-    """A network of Ultralytics: pixels / 255, class names, and the library's version.
+class _Network(ModuleTeacher):
+    """A network of Ultralytics, its class names, and the library's version."""
 
-    ``pickled``: its weights came out of a pickle with it.
-    """
-
-    size = 640
-
-    def __init__(self, model: Any, name: str, options: Options, pickled: bool):
-        super().__init__(model, name, options, self._spec())
+    def _came(self, model: Any, pickled: bool) -> None:
+        """``pickled``: its weights came out of a pickle with it."""
         self._format = "pickle" if pickled else self._format
-        self.classes = _class_names(model)
-
-    def _spec(self) -> Mapping[str, Any]:
-        return {"size": self.size, "mean": (0, 0, 0), "std": (1, 1, 1)}
+        names = names_of(getattr(model, "names", None))
+        numbers = tuple(map(str, range(len(names or ()))))  # which an architecture has in their place
+        self.classes = None if names == numbers else names
 
     def libraries(self) -> dict[str, str]:
         import ultralytics
@@ -43,76 +39,42 @@ class Network(ModuleTeacher):
         return {**super().libraries(), "ultralytics": ultralytics.__version__}
 
 
-class Classifier(Network):
+class Classifier(_Network):
     """``logits``: before the softmax."""
 
-    size = 224
+    def __init__(self, model: Any, name: str, options: Options, pickled: bool):
+        super().__init__(model, name, options, {"size": 224, **_PLAIN})
+        self._came(model, pickled)
 
-    def _answer(self, x: torch.Tensor, **given: torch.Tensor) -> dict[str, torch.Tensor]:
+    def _answer(self, x: torch.Tensor, **given: torch.Tensor) -> Tensors:
         return {"logits": self._model(x)[1]}
 
 
-class Detector(Network):
-    """Maps, and targets of many items with their :class:`Layout`: of these what was asked for.
-
-    Maps: ``p3``, ``p4``, ``p5`` ``(B, C, H / 8, W / 8)``, …: what its head is given; the number is the stride's logarithm.
-    """
+class _Detector(_Network, Detector):
+    """A detector whose last module is its head."""
 
     def __init__(self, model: Any, name: str, options: Options, pickled: bool):
+        spec = {"size": 640, **_PLAIN}
         self._head = model.model[-1]
-        height, width = input_spec(options, self._spec(), name).size
-        coarsest = int(max(model.stride))
-        if height % coarsest or width % coarsest:
-            good = ",".join(str(max(1, round(side / coarsest)) * coarsest) for side in (height, width))
-            raise SpecError(
-                f"{name} cannot see {height}x{width} pixels: the sides are multiples of its stride, {coarsest}. "
-                f"Say --input-size {good}"
-            )
-        strides = _strides(model, name)
-        self._maps = [f"p{stride.bit_length() - 1}" for stride in strides]
-        self._levels = tuple((height // stride, width // stride) for stride in strides)
-        layouts = self._layouts()
-        names = [*layouts, *self._more_maps(), *self._maps]
-        self.own = ", ".join(names)
-        self._asked = [name for name in options.taps if name in names]
-        if not options.taps:
-            raise TeacherError(
-                f"{name} is a detector, without logits. Name what to keep, such as --target 'detections=…': "
-                f"it has {self.own}, and its modules"
-            )
+        self._levels = _levels(model, name, input_spec(options, spec, name).size)
+        Detector.__init__(self, model, name, options, spec, self._laid_out())
+        self._came(model, pickled)
         self._given: list[torch.Tensor] = []
         self._head.register_forward_pre_hook(lambda _head, args: self._given.extend(args[0]))
-        super().__init__(model, name, options, pickled)
-        self.layouts = layouts
 
-    def _layouts(self) -> dict[str, Layout]:
-        """Its targets of many items."""
+    def _laid_out(self) -> dict[str, Layout]:
         raise NotImplementedError
 
-    def _more_maps(self) -> list[str]:
-        """Names of maps besides those that the head is given."""
-        return []
-
-    def _say(self, name: str, raw: Any) -> torch.Tensor:
-        """One of these, of the head's raw output."""
-        raise NotImplementedError
-
-    def _says(self, name: str) -> bool:
-        return name in self._asked
-
-    def _forget(self) -> None:
+    def _look(self, x: torch.Tensor) -> tuple[Any, list[torch.Tensor]]:
+        """The head's raw answer, and the maps it was given."""
         self._given.clear()
-
-    def _answer(self, x: torch.Tensor, **given: torch.Tensor) -> dict[str, torch.Tensor]:
-        self._forget()  # what an earlier picture, that failed, has left
         _, raw = self._model(x)
-        maps = dict(zip(self._maps, self._given, strict=True))
-        found = {name: maps[name] if name in maps else self._say(name, raw) for name in self._asked}
-        self._forget()
-        return found
+        maps = self._given.copy()
+        self._given.clear()
+        return raw, maps
 
 
-class Yolo(Detector):
+class Yolo(_Detector):
     """``detections`` ``(B, anchors, logits | boxes | distribution)`` of every anchor, before NMS.
 
     The distribution is of its distances to the left, top, right and bottom, in cells, where the head has one; the box is
@@ -120,22 +82,29 @@ class Yolo(Detector):
     is then the one that the installed Ultralytics infers with, and ``head`` of its layout says which.
     """
 
-    def _layouts(self) -> dict[str, Layout]:
+    def _laid_out(self) -> dict[str, Layout]:
         head = self._head
         columns = {"logits": int(head.nc), "boxes": 4}
         if head.reg_max > 1:
             columns["distribution"] = 4 * int(head.reg_max)
         heads = {"one2many": head.cv2, "one2one": getattr(head, "one2one_cv2", None)}
         found = {
-            f"{name}.detections": Layout(columns, levels=self._levels, head=name)
+            f"{name}.detections": Layout(columns, levels=tuple(self._levels.values()), head=name)
             for name, layers in heads.items()
             if layers is not None  # a file that was fused has one of them
         }
         used = found[f"{'one2one' if head.end2end else 'one2many'}.detections"]
         return {"detections": used, **(found if len(found) > 1 else {})}
 
-    def _say(self, name: str, raw: Any) -> torch.Tensor:
-        said = raw.get(self.layouts[name].head, raw)  # of one of the heads, or of the only one
+    def _detect(self, x: torch.Tensor, probes: torch.Tensor | None) -> tuple[Tensors, Iterable[torch.Tensor]]:
+        raw, maps = self._look(x)
+        wanted = self._asked & self.layouts.keys()
+        heads = {
+            name: raw.get(self.layouts[name].head, raw) for name in wanted
+        }  # one of them, or the only one
+        return {name: self._items(said) for name, said in heads.items()}, maps
+
+    def _items(self, said: Tensors) -> torch.Tensor:
         logits, sides = said["scores"].float(), said["boxes"].float()
         parts = [logits, self._boxes(sides)]
         if self._head.reg_max > 1:
@@ -147,16 +116,16 @@ class Yolo(Detector):
         if self._head.reg_max > 1:
             bins = torch.arange(self._head.reg_max, device=sides.device).view(-1, 1)
             sides = (sides.unflatten(1, (4, -1)).softmax(dim=2) * bins).sum(dim=2)
-        middles, cells = (grid.to(sides.device) for grid in _grid(self._levels))
-        corners = torch.cat([middles - sides[:, :2], middles + sides[:, 2:]], dim=1)
-        return corners / cells.repeat(2, 1)
+        middles, cells = (grid.to(sides.device) for grid in _grid(self._levels.values()))
+        return torch.cat([middles - sides[:, :2], middles + sides[:, 2:]], dim=1) / cells.repeat(2, 1)
 
 
-class RtDetr(Detector):
-    """``queries`` ``(B, layers · queries, embedding | logits | boxes | reference)`` of every decoder layer.
+class RtDetr(_Detector):
+    """``queries`` ``(B, layers · queries, embedding | logits | boxes | reference)`` of every decoder layer; ``probes``, as
+    :class:`.detr.RtDetrTeacher` has them.
 
     ``detections`` are the last layer's logits and boxes, ``encoder.detections`` those of the tokens that queries start from,
-    ``memory.p3``, … the tokens that the decoder attends to, as maps ``(B, C, H / 8, W / 8)``.
+    ``memory.p3``, … the tokens that the decoder attends to, as maps.
     """
 
     def __init__(self, model: Any, name: str, options: Options, pickled: bool):
@@ -164,12 +133,30 @@ class RtDetr(Detector):
         head.shapes = []  # a grid of anchors may lie in the file, in half precision: it is made anew
         self._layers = head.decoder.layers[: head.decoder.eval_idx + 1]
         super().__init__(model, name, options, pickled)
-        self._embeddings: list[torch.Tensor] = []
-        self._references: list[torch.Tensor] = []
-        self._memory: list[torch.Tensor] = []
+        self._noted: dict[str, list[Any]] = {}
+        head.enc_output.register_forward_hook(lambda _m, _args, output: self._note("cells", output))
+        head.decoder.register_forward_pre_hook(lambda _m, args: self._note("call", args))
         for layer in self._layers:
-            layer.register_forward_hook(self._keep_layer)
-        head.decoder.register_forward_pre_hook(lambda _decoder, args: self._memory.append(args[2]))
+            layer.register_forward_hook(self._note_layer)
+
+    def _note(self, name: str, value: Any) -> None:
+        self._noted.setdefault(name, []).append(value)
+
+    def _note_layer(self, _layer: Any, args: tuple[Any, ...], output: torch.Tensor) -> None:
+        self._note("embedding", output)
+        self._note("reference", args[1])
+
+    def _laid_out(self) -> dict[str, Layout]:
+        boxed = {"logits": int(self._head.nc), "boxes": 4}
+        every = {"embedding": int(self._head.hidden_dim), **boxed, "reference": 4}
+        self.more = tuple(f"memory.{name}" for name in self._levels)
+        layers = Layout(every, layers=len(self._layers), head="decoder")
+        return {
+            "detections": Layout(boxed, head="decoder"),
+            "encoder.detections": Layout(boxed, head="encoder"),
+            "queries": layers,
+            "probes": layers,
+        }
 
     def constants(self) -> dict[str, np.ndarray]:
         """``class_embedding`` ``(classes, C)``: what it is shown of a class while it learns to denoise boxes.
@@ -181,65 +168,48 @@ class RtDetr(Detector):
             found["query_embedding"] = self._head.tgt_embed.weight
         return {name: value.detach().float().cpu().numpy() for name, value in found.items()}
 
-    def _keep_layer(self, _layer: Any, args: tuple[Any, ...], output: torch.Tensor) -> None:
-        self._embeddings.append(output)
-        self._references.append(args[1])
+    def _detect(self, x: torch.Tensor, probes: torch.Tensor | None) -> tuple[Tensors, Iterable[torch.Tensor]]:
+        self._noted.clear()
+        (boxes, logits, *encoder, _), maps = self._look(x)
+        call, cells = self._noted["call"][0], self._noted["cells"][0]
+        parts = {name: self._parts(logits[-1], boxes[-1]) for name in self._asked & {"detections", "queries"}}
+        if "encoder.detections" in self._asked:
+            parts["encoder.detections"] = {"boxes": encoder[0][:, None], "logits": encoder[1][:, None]}
+        if probes is not None and "probes" in self._asked:
+            parts["probes"] = self._probed(call, cells, probes)
+        found = {name: rows(part, self.layouts[name]) for name, part in parts.items()}
+        found |= zip(self.more, unflatten(call[2], list(self._levels.values())), strict=True)
+        self._noted.clear()
+        return found, maps
 
-    def _forget(self) -> None:
-        super()._forget()
-        for kept in (self._embeddings, self._references, self._memory):
-            kept.clear()
-
-    def _layouts(self) -> dict[str, Layout]:
-        boxed = {"logits": int(self._head.nc), "boxes": 4}
-        every = {"embedding": int(self._head.hidden_dim), **boxed, "reference": 4}
-        return {
-            "detections": Layout(boxed, head="decoder"),
-            "encoder.detections": Layout(boxed, head="encoder"),
-            "queries": Layout(every, layers=len(self._layers), head="decoder"),
+    def _parts(self, last_logits: torch.Tensor, last_boxes: torch.Tensor) -> Tensors:
+        """What every layer says, ``(B, layers, queries, n)``; boxes are cx, cy, w, h."""
+        embeddings, references = self._noted["embedding"], self._noted["reference"]
+        scores = zip(self._head.dec_score_head, embeddings[:-1], strict=False)
+        parts = {
+            "embedding": embeddings,
+            "logits": [*(score(embedding) for score, embedding in scores), last_logits],
+            "boxes": [*references[1:], last_boxes],  # where a layer ends, the next one starts
+            "reference": references,
         }
+        return {name: torch.stack(part, 1) for name, part in parts.items()}
 
-    def _more_maps(self) -> list[str]:
-        return [f"memory.{name}" for name in self._maps]
-
-    def _say(self, name: str, raw: Any) -> torch.Tensor:
-        boxes, logits, encoder_boxes, encoder_logits, _ = raw
-        if name == "detections":
-            return _columns(logits[-1], _corners(boxes[-1]))
-        if name == "encoder.detections":
-            return _columns(encoder_logits, _corners(encoder_boxes))
-        if name == "queries":
-            return self._queries(logits[-1], boxes[-1])
-        return self._memory_map(self._maps.index(name.removeprefix("memory.")))
-
-    def _queries(self, last_logits: torch.Tensor, last_boxes: torch.Tensor) -> torch.Tensor:
-        scores = zip(self._head.dec_score_head, self._embeddings[:-1], strict=False)
-        logits = [*(score(embedding) for score, embedding in scores), last_logits]
-        boxes = [*self._references[1:], last_boxes]  # where a layer ends, the next one starts
-        layers = zip(self._embeddings, logits, boxes, self._references, strict=True)
-        return torch.cat([_columns(e, z, _corners(b), _corners(r)) for e, z, b, r in layers], dim=1)
-
-    def _memory_map(self, level: int) -> torch.Tensor:
-        cells = [height * width for height, width in self._levels]
-        tokens = self._memory[0].split(cells, dim=1)[level]
-        return tokens.transpose(1, 2).unflatten(2, self._levels[level]).contiguous()
+    def _probed(self, call: tuple[Any, ...], cells: torch.Tensor, probes: torch.Tensor) -> Tensors:
+        """The decoder's second run, on the same memory."""
+        boxes = torch.cat([(probes[..., :2] + probes[..., 2:]) / 2, probes[..., 2:] - probes[..., :2]], -1)
+        content = gather(cells, cells_under(boxes, list(self._levels.values())))
+        self._noted.clear()
+        ended, logits = self._head.decoder(content, logit(boxes), *call[2:])
+        parts = self._parts(logits[-1], ended[-1])
+        parts["reference"][:, 0] = boxes
+        return parts
 
 
 # the class of a model's last module → the teacher
 NETWORKS = {"Detect": Yolo, "v10Detect": Yolo, "RTDETRDecoder": RtDetr, "Classify": Classifier}
 
 
-def _columns(*parts: torch.Tensor) -> torch.Tensor:
-    return torch.cat([part.float() for part in parts], dim=-1)
-
-
-def _corners(boxes: torch.Tensor) -> torch.Tensor:
-    """Middle, width, height → x1, y1, x2, y2."""
-    middle, size = boxes.float().split(2, dim=-1)
-    return torch.cat([middle - size / 2, middle + size / 2], dim=-1)
-
-
-def _grid(levels: tuple[tuple[int, int], ...]) -> tuple[torch.Tensor, torch.Tensor]:
+def _grid(levels: Iterable[tuple[int, int]]) -> tuple[torch.Tensor, torch.Tensor]:
     """Of every anchor its middle in cells, and its level's width and height in cells: both ``(2, anchors)``."""
     middles, cells = [], []
     for height, width in levels:
@@ -249,8 +219,15 @@ def _grid(levels: tuple[tuple[int, int], ...]) -> tuple[torch.Tensor, torch.Tens
     return torch.cat(middles, dim=1), torch.cat(cells, dim=1)
 
 
-def _strides(model: Any, name: str) -> list[int]:
-    """Pixels a side of a cell, of each level that the head is given."""
+def _levels(model: Any, name: str, size: tuple[int, int]) -> dict[str, tuple[int, int]]:
+    """Height and width of each map that the head is given, of pictures of ``size``, by its name."""
+    coarsest = int(max(model.stride))
+    if any(side % coarsest for side in size):
+        good = ",".join(str(max(1, round(side / coarsest)) * coarsest) for side in size)
+        raise SpecError(
+            f"{name} cannot see {size[0]}x{size[1]} pixels: the sides are multiples of its stride, {coarsest}. "
+            f"Say --input-size {good}"
+        )
     widths: list[int] = []
     hook = model.model[-1].register_forward_pre_hook(
         lambda _head, args: widths.extend(x.shape[-1] for x in args[0])
@@ -262,10 +239,5 @@ def _strides(model: Any, name: str) -> list[int]:
         except Exception as e:
             raise failure(name, look.permute(0, 2, 3, 1).numpy(), e) from e
     hook.remove()
-    return [_LOOK // width for width in widths]
-
-
-def _class_names(model: Any) -> tuple[str, ...] | None:
-    """Those it was trained with; None for the numbers that an architecture has in their place."""
-    names = names_of(getattr(model, "names", None))
-    return None if names == tuple(map(str, range(len(names or ())))) else names
+    strides = [_LOOK // width for width in widths]
+    return {f"p{s.bit_length() - 1}": (size[0] // s, size[1] // s) for s in strides}
