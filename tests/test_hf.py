@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from softcache.errors import TeacherError
-from softcache.teachers import Options, load
+from softcache.teachers import Options, constants_of, load
 
 pytest.importorskip("transformers")
 
@@ -400,6 +400,39 @@ def test_the_preprocessor_of_transformers_sees_what_the_network_sees(folders, pi
     made, model = load(f"hf:{folder}", Options(taps=("detections",))), network(folder)
     said = model(**processor(images=list(pixels), return_tensors="pt"))
     assert close(made(pixels)["detections"][..., :6], said.logits.detach())
+
+
+def test_an_older_transformers_is_told_apart(folders, monkeypatch):
+    import transformers
+
+    monkeypatch.setattr(transformers, "__version__", "5.2.0")
+    with pytest.raises(TeacherError, match=r"needs transformers 5\.3 or newer, and 5\.2\.0 is here"):
+        teacher(folders["detr"], "detections")
+
+
+@pytest.mark.parametrize(
+    ("kind", "width"), [("detr", 32), ("deformable", 64), ("deformable-two-stage", 0), ("rt-detr", 0)]
+)
+def test_what_is_learned_of_queries_is_a_constant(kind: str, width: int, folders):
+    found = constants_of(teacher(folders[kind], "queries"))
+    if not width:
+        assert found == {}
+    else:
+        learned = network(folders[kind]).model.query_position_embeddings.weight.detach()
+        assert np.array_equal(found["query_position"], learned) and learned.shape == (7, width)
+
+
+@every_kind
+def test_in_bfloat16_it_says_about_the_same(kind: str, folders, pixels):
+    probed = {"probes": boxes(0)} if kind in STARTED else {}
+    full, half = (
+        teacher(folders[kind], "queries", *probed, precision=precision)(pixels, **probed)
+        for precision in ("fp32", "bf16")
+    )
+    for name in full:
+        assert np.isfinite(half[name]).all() and half[name].dtype == np.float32
+    if kind.startswith("d"):  # an RT-DETR may choose other cells
+        assert np.abs(full["queries"] - half["queries"]).mean() < 0.1
 
 
 def test_what_is_no_detector_of_these_is_told(tmp_path: Path):

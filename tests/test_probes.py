@@ -227,5 +227,7 @@ def test_build_cache_read(kind: str, built):
         fields = target.codec.encode(said[name])
         again = target.decode(fields)
         assert np.allclose(kept.dense(), again.dense(), atol=2e-2, rtol=2e-2), name
+        if name == "probes":
+            assert np.array_equal(kept.layer(0).parts["reference"], points)
         if name == "detections" and target.layout.levels:
             assert (np.diff(kept.scores().max(axis=-1)[:, :50], axis=1) <= 0.02).all()

@@ -139,9 +139,8 @@ class DeformableDetrTeacher(DetrTeacher):
         for layer, start in enumerate(starts):
             logits.append(self._model.class_embed[layer](hidden[:, layer]))
             moved = self._model.bbox_embed[layer](hidden[:, layer])
-            moved[..., : start.shape[-1]] += logit(start)
-            boxes.append(moved.sigmoid())
-        reference = [torch.nn.functional.pad(start, (0, 4 - start.shape[-1])) for start in starts]
+            boxes.append((moved + _whole(logit(start))).sigmoid())
+        reference = [_whole(start) for start in starts]
         parts = {"logits": logits, "boxes": boxes, "reference": reference}
         return {"embedding": hidden} | {name: torch.stack(part, 1) for name, part in parts.items()}
 
@@ -232,6 +231,11 @@ def cells_under(boxes: torch.Tensor, levels: Sequence[Sequence[int]]) -> torch.T
     row, column = ((boxes[..., i] * size[..., 1 - i]).long() for i in (1, 0))
     row, column = row.clamp(0).minimum(size[..., 0] - 1), column.clamp(0).minimum(size[..., 1] - 1)
     return starts[level] + row * size[..., 1] + column
+
+
+def _whole(place: torch.Tensor) -> torch.Tensor:
+    """Points and boxes ``(…, 2 or 4)`` → ``(…, 4)``, zeros behind points."""
+    return torch.nn.functional.pad(place, (0, 4 - place.shape[-1]))
 
 
 def gather(rows: torch.Tensor, index: torch.Tensor) -> torch.Tensor:

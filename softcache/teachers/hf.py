@@ -18,6 +18,7 @@ from softcache.errors import SoftcacheError, TeacherError, nearest
 from softcache.teachers import Options, Teacher
 
 _log = logging.getLogger(__name__)
+_NEEDED = (5, 3)  # whose decoders are called as ours read them
 
 
 def load(name: str, options: Options) -> Teacher:
@@ -28,6 +29,11 @@ def load(name: str, options: Options) -> Teacher:
         raise TeacherError(f"hf:{name} needs transformers: pip install 'softcache[hf]' ({e})") from e
     from softcache.teachers.detr import FAMILIES
 
+    if tuple(map(int, transformers.__version__.split(".")[:2])) < _NEEDED:
+        raise TeacherError(
+            f"hf:{name} needs transformers {'.'.join(map(str, _NEEDED))} or newer, and {transformers.__version__} is here: "
+            "pip install -U 'softcache[hf]'"
+        )
     path = Path(name)
     file = path / "config.json" if path.is_dir() else path
     if not file.is_file():
