@@ -148,6 +148,11 @@ def verify_live(
             raise MismatchError(
                 f"the teacher is not the one of the cache: its {key} is {theirs.get(key)} and was {ours.get(key)}"
             )
+    if (drawn := cache.identity.get("probes")) and drawn["version"] != probes.VERSION:
+        raise MismatchError(
+            f"the probes of {cache.path} were drawn by version {drawn['version']} of their rule, and this softcache has "
+            f"version {probes.VERSION}: verify it with the softcache that made it"
+        )
     chosen = _choose(cache, rows)
     pixels, given = _seen(cache, source, pairing.index, chosen, teacher.input_spec.size)
     live = answers(teacher, pixels, ours["batch"], **given)

@@ -76,9 +76,11 @@ def _backbone(kind: str, stages: int) -> Any:
     )
 
 
-def _detr(**settings: Any) -> Any:
+def _detr(timm: bool = False, **settings: Any) -> Any:
     from transformers import DetrConfig, DetrForObjectDetection
 
+    if timm:
+        return DetrForObjectDetection(DetrConfig(backbone="resnet18", num_queries=7, **settings))
     return DetrForObjectDetection(
         DetrConfig(backbone_config=_backbone("ResNetConfig", 1), num_queries=7, **settings)
     )
@@ -129,11 +131,11 @@ HF = {
 
 
 def hf(kind: str) -> Any:
-    """A shaken network of :data:`HF`, the same every time."""
+    """A shaken network of :data:`HF`, or ``detr-timm``, the same every time."""
     import torch
 
     torch.manual_seed(0)
-    return shaken(HF[kind]())
+    return shaken(_detr(timm=True, **_SMALL) if kind == "detr-timm" else HF[kind]())
 
 
 def cut(model: Any, layers: int) -> Any:

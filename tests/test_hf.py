@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import shutil
 import socket
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +46,12 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def network(folder: Path) -> Any:
-    """The network in a folder, as transformers loads it."""
+    """The network in a folder, as transformers loads it; a copy of your own."""
+    return copy.deepcopy(loaded(folder))
+
+
+@cache
+def loaded(folder: Path) -> Any:
     from transformers import AutoModelForObjectDetection
 
     return AutoModelForObjectDetection.from_pretrained(folder).eval()
@@ -322,6 +329,27 @@ def test_a_config_with_weights_is_the_folder(kind: str, folders, pixels):
     assert np.array_equal(apart(pixels)["detections"], whole(pixels)["detections"])
 
 
+def test_a_folder_as_published_of_old(pixels, tmp_path: Path):
+    """A backbone of timm, told by its name beside the config, under the module names of those days."""
+    from safetensors.torch import load_file, save_file
+
+    pytest.importorskip("timm")
+    model = detectors.hf("detr-timm")
+    model.save_pretrained(tmp_path)
+    new = teacher(tmp_path, "detections")(pixels)["detections"]
+    said = json.loads((tmp_path / "config.json").read_text())
+    del said["backbone_config"]
+    said |= {"backbone": "resnet18", "use_timm_backbone": True, "use_pretrained_backbone": True}
+    (tmp_path / "config.json").write_text(json.dumps(said))
+    state = load_file(tmp_path / "model.safetensors")
+    old = ("backbone.model.", "backbone.conv_encoder.model.")
+    state = {n if old[1] in n else n.replace(*old): v for n, v in state.items()}
+    assert any(old[1] in name for name in state)
+    save_file(state, tmp_path / "model.safetensors")
+    assert np.array_equal(teacher(tmp_path, "detections")(pixels)["detections"], new)
+    assert close(new[..., :7], run(model, "detr", pixels).logits)
+
+
 def test_weights_in_several_files_are_one(folders, pixels, tmp_path: Path):
     network(folders["rt-detr"]).save_pretrained(tmp_path, max_shard_size="200KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
@@ -439,7 +467,7 @@ def test_what_is_no_detector_of_these_is_told(tmp_path: Path):
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(
         TeacherError,
-        match=r"is the config of a 'llama' \(known: deformable_detr, detr, rt_detr, rt_detr_v2\)",
+        match=r"config of a 'llama', and hf: runs deformable_detr, detr, rt_detr, rt_detr_v2: ",
     ):
         load(f"hf:{tmp_path}", Options())
     (tmp_path / "config.json").write_text('{"model_type": ')

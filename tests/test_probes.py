@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 import softcache as sc
 from softcache import probes
 from softcache.codecs.fixed import Fixed
+from softcache.errors import MismatchError
 from softcache.geometry import to_view
 from softcache.recipe import Recipe
 from softcache.source import Boxes
@@ -161,7 +162,7 @@ def test_the_first_layers_references_are_the_points_to_the_last_bit(built, recip
     assert shown > 20
 
 
-def test_a_cache_with_probes_is_verified_against_its_teacher(built):
+def test_a_cache_with_probes_is_verified_against_its_teacher(built, monkeypatch):
     cache, source = built()
     from softcache.checker import verify_live
     from softcache.teachers import Options
@@ -170,6 +171,11 @@ def test_a_cache_with_probes_is_verified_against_its_teacher(built):
     teacher = assemble(Echo(), None, Options.like(cache.identity["teacher"], taps=("probes",)))
     found = verify_live(cache, source, teacher, 8)["probes"]
     assert found["cache"] == pytest.approx(found["control"], abs=1e-3)
+    monkeypatch.setattr(probes, "VERSION", 2)
+    with pytest.raises(
+        MismatchError, match="drawn by version 1 of their rule, and this softcache has version 2"
+    ):
+        verify_live(cache, source, teacher, 8)
 
 
 def test_without_probes_no_cache_says_anything_of_them(built):

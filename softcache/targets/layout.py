@@ -138,9 +138,9 @@ class Layout:
         """``logits 80, boxes 4; sigmoid; 3 levels; one2many``, for people."""
         told = [", ".join(f"{name} {count}" for name, count in self.columns.items()), self.score]
         told += [f"background {self.background}"] * (self.background is not None)
-        told += [f"{len(self.levels)} levels"] * bool(self.levels) + [f"{self.layers} layers"] * (
-            self.layers > 1
-        )
+        told += [f"{len(self.levels)} levels"] * bool(self.levels)
+        told += [f"{self.anchors} anchors a cell"] * (self.anchors > 1)
+        told += [f"{self.layers} layers"] * (self.layers > 1)
         return "; ".join(told + [self.head] * bool(self.head))
 
     def identity(self) -> dict[str, Any]:

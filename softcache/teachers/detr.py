@@ -46,7 +46,7 @@ class DetrTeacher(Detector):
         self._config, self._net = model.config, model.model
         super().__init__(model, name, options, {**self.spec, **(spec or {})}, self._laid_out())
         self._format = form or self._format
-        self.classes = _classes(self._config)
+        self.classes = self.classes or _classes(self._config)
         self._noted: dict[str, Any] = {}
         self._net.decoder.register_forward_hook(self._note_call, with_kwargs=True)
         self._watch()

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from softcache.errors import SoftcacheError, TeacherError, nearest
+from softcache.errors import SoftcacheError, TeacherError
 from softcache.teachers import Options, Teacher
 
 _log = logging.getLogger(__name__)
@@ -44,7 +44,10 @@ def load(name: str, options: Options) -> Teacher:
     said = _json(file)
     kind = said.get("model_type")
     if kind not in FAMILIES:
-        raise TeacherError(f"{file} is the config of a {kind!r}{nearest(str(kind), FAMILIES)}")
+        raise TeacherError(
+            f"{file} is the config of a {kind!r}, and hf: runs {', '.join(FAMILIES)}: take a detector of these, or export "
+            "yours as ONNX"
+        )
     architecture, teacher = FAMILIES[kind]
     with _alone(transformers):
         model, form = _model(getattr(transformers, architecture), said, path, options)

@@ -114,13 +114,13 @@ class ProposalTeacher(_Sized):
     answer for them as for the others: every item is something the teacher says.
     """
 
+    more = ("proposals.embedding",)
+
     def _laid_out(self, model: Any, size: tuple[int, int]) -> dict[str, Layout]:
         logits = model.roi_heads.box_predictor.cls_score.out_features
         self._most = min(_MOST, model.rpn.post_nms_top_n())
         columns = {"logits": logits, "boxes": 4, "reference": 4, "deltas": 4 * logits}
         return {"proposals": Layout(columns, score="softmax", background=0)}
-
-    more = ("proposals.embedding",)
 
     def _detect(self, x: torch.Tensor, probes: torch.Tensor | None) -> tuple[Tensors, Iterable[torch.Tensor]]:
         maps, pictures, heads = self._model.backbone(x), _pictures(x), self._model.roi_heads
