@@ -146,6 +146,8 @@ def build(
     job = prepare(store, samples, who, made, asked, views, block_rows, skip_corrupt, ignore_labels)
     if samples.rotation:
         say(samples.rotation)
+    if stretched := _stretched(made, who.input_spec.size):
+        say(stretched)
     meter = Meter(0, show=False)
     _reopen(job, say)
     if not store.exists(m.MANIFEST):
@@ -158,6 +160,14 @@ def build(
     cache.teacher_rows, cache.pace = meter.rows, pace
     say(measure.tell(cache))
     return cache
+
+
+def _stretched(recipe: Recipe, size: tuple[int, int]) -> str:
+    """A line for a person where views have other proportions than what the teacher sees."""
+    if recipe.size is None or recipe.size[0] * size[1] == recipe.size[1] * size[0]:
+        return ""
+    views, seen = (f"{width}x{height}" for height, width in (recipe.size, size))
+    return f"NOTE: the recipe's views are {views} and the teacher sees {seen}: they are stretched"
 
 
 def _reopen(job: Job, say: Callable[[str], None]) -> None:

@@ -88,6 +88,9 @@ def pair(cache: Cache, source: Source, tolerance: float = TOLERANCE, every: bool
     same = _same_labels(cache, source, index, classes)
     if not same:
         message += "; NOTE: its labels are not those the cache was built with"
+    known = cache.identity["source"].get("boxes")
+    if known is not None and known != source.digest_boxes(index):
+        message += "; NOTE: its boxes are not those the cache was built with"
     return Pairing(index, classes, message, same)
 
 

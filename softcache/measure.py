@@ -72,14 +72,17 @@ def _common(said: Items, kept: Items) -> tuple[Items, Items]:
 
 def _of_items(said: Items, kept: Items) -> dict[str, float]:
     """Of a row's items that both hold: ``boxes``, the mean absolute error of a side in the unit square of the view, and
-    ``boxes_max``, the largest; ``kl``, the mean of KL(said ‖ kept) in nats (of sigmoids summed over the classes);
+    ``boxes_max``, the largest, of sides within −0.5 … 1.5; ``boxes_clipped``, the share of items with a side that is not,
+    and is cut there, ``kl``, the mean of KL(said ‖ kept) in nats (of sigmoids summed over the classes);
     ``embedding_l2`` and so on, the relative L2 error of other parts."""
     found: dict[str, float] = {}
     for name in said.layout.columns:
         a, b = (items.parts[name].astype(np.float64) for items in (said, kept))
         if name in ("boxes", "reference"):
-            off = np.abs(np.clip(a, LOW, HIGH) - b)
+            inside = (a >= LOW) & (a <= HIGH) & (b >= LOW) & (b <= HIGH)
+            off = np.abs(a - b)[inside]
             found[name], found[f"{name}_max"] = _mean(off), float(off.max(initial=0.0))
+            found[f"{name}_clipped"] = _mean(~inside.all(axis=-1))
         elif name == "logits":
             softmax = said.layout.score == "softmax"
             found["kl"] = _mean(kl(a, b, 1) if softmax else _bernoulli_kl(a, b))
@@ -110,7 +113,7 @@ def _kl(p: np.ndarray, q: np.ndarray) -> np.ndarray:
 
 
 def cosine(said: np.ndarray, kept: np.ndarray) -> np.ndarray:
-    """Of each row, flattened; 1 where either is zero."""
+    """Of each row, flattened; 1 where both are zero, 0 where one is."""
     return _closeness(said, kept)["cosine"]
 
 
@@ -120,7 +123,8 @@ def _closeness(said: np.ndarray, kept: np.ndarray) -> dict[str, np.ndarray]:
     norm = np.linalg.norm(a, axis=1)
     safe = np.where(norm > 0, norm, 1.0)
     dot, other = (a * b).sum(axis=1), np.linalg.norm(b, axis=1)
-    cosine = np.where((norm > 0) & (other > 0), dot / (safe * np.where(other > 0, other, 1.0)), 1.0)
+    both = (norm > 0) & (other > 0)
+    cosine = np.where(both, dot / (safe * np.where(other > 0, other, 1.0)), norm == other)
     return {"relative_l2": np.linalg.norm(a - b, axis=1) / safe, "cosine": cosine}
 
 

@@ -14,6 +14,9 @@ from softcache.codecs import Fields
 from softcache.errors import TeacherError
 from softcache.job import Job
 from softcache.recipe.mix import ONE
+from softcache.targets import Target
+
+_FAR = 4  # sides of the view: a detector's boxes lie in it, or not far
 
 
 @dataclass
@@ -119,6 +122,18 @@ def _checked(
     return values
 
 
+def _refuse_pixels(target: Target, values: np.ndarray) -> None:
+    """Boxes that are anywhere but in the view would be cut at its surroundings, one like the other."""
+    if target.layout is None or "boxes" not in target.layout.columns:
+        return
+    typical = float(np.median(np.abs(target.layout.part(values, "boxes"))))
+    if typical > _FAR:
+        raise TeacherError(
+            f"target {target.name!r}: the boxes' coordinates are {typical:.4g} or so, and they are to be shares of the "
+            "view's sides, 0 to 1: does the teacher answer in pixels? Divide them by its input's size"
+        )
+
+
 def _measure(
     job: Job,
     work: Work,
@@ -135,6 +150,7 @@ def _measure(
         kept = target.decode(fields)
         work.tally.count(values.argmax(axis=1), kept.top1(), labels)
     if first:
+        _refuse_pixels(target, values)
         few = np.flatnonzero(valid)[: measure.ROWS]
         kept = target.decode({f: encoded[few] for f, encoded in fields.items()})
         work.tally.add(target, values[few], kept)

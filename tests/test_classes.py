@@ -231,6 +231,12 @@ def test_a_detectors_holes_are_left_out_and_its_background_comes_last(
     assert sc.verify_live(cache, sc.Source(ToyImages(12)), live, 5)["detections"]["cache"]["kl"] < 1e-6
 
 
+def test_a_teacher_without_names_is_told(tmp_path: Path, capsys):
+    teacher = Detector(None, {"a.detections": boxed(4)})
+    build(tmp_path / "c", teacher=teacher, targets=["a.detections=all"], progress=True)
+    assert "the teacher names no classes: its 4 are taken to be the source's" in capsys.readouterr().err
+
+
 def test_a_detector_in_order_is_left_alone(tmp_path: Path, capsys):
     teacher = Detector(SOURCE, {"a.detections": boxed(4), "b.detections": boxed(5, 4)})
     cache = build(tmp_path / "c", teacher=teacher, targets=["a.detections=all"], progress=True)

@@ -90,6 +90,16 @@ def test_what_does_not_fit_is_told_with_what_was_found(text: str | None, shapes:
         heads.fitting(text, found, SIZE, "onnx:m.onnx")
 
 
+@pytest.mark.parametrize("head", [heads.Yolo(), heads.Yolox()])
+def test_logits_are_not_taken_for_probabilities(head: heads.Head):
+    shape = (1, 7, CELLS) if isinstance(head, heads.Yolo) else (1, CELLS, 7)
+    values = np.full(shape, 0.25, np.float32)
+    head.read({"out": values}, SIZE)
+    values[0, -1, -1] = 3.5
+    with pytest.raises(TeacherError, match=r"go from 0 to 3\.5, and this head reads probabilities"):
+        head.read({"out": values}, SIZE)
+
+
 # -- real detectors ----------------------------------------------------------------------------------------
 
 DETECTORS = {

@@ -121,9 +121,15 @@ def test_attention_is_what_fgd_weighs_by(cache: sc.Cache):
 
 def test_the_report_tells_of_every_part(cache: sc.Cache):
     report = cache.manifest.report  # type: ignore[union-attr]
-    assert set(report.fidelity["detections"]) == {"boxes", "boxes_max", "kl", "distribution_l2"}
+    assert set(report.fidelity["detections"]) == {
+        "boxes",
+        "boxes_max",
+        "boxes_clipped",
+        "kl",
+        "distribution_l2",
+    }
     assert set(report.fidelity["queries"]) == {
-        "boxes", "boxes_max", "reference", "reference_max", "kl", "embedding_l2"
+        "boxes", "boxes_max", "boxes_clipped", "reference", "reference_max", "reference_clipped", "kl", "embedding_l2"
     }  # fmt: skip
     assert set(report.fidelity["p3.attention"]) == {
         "spatial_relative_l2", "spatial_cosine", "channel_relative_l2", "channel_cosine"
@@ -352,6 +358,27 @@ def test_a_box_that_is_no_number_is_refused_with_its_image(tmp_path: Path, value
 def test_a_box_far_outside_is_kept_at_the_border(tmp_path: Path):
     cache = build(tmp_path / "c", teacher=Broken(put(30.0)), targets={"detections": "all"}, batch=4)
     assert cache.read(0, np.arange(SAMPLES))["detections"].parts["boxes"].max() == pytest.approx(1.5)
+    fidelity = cache.manifest.report.fidelity["detections"]  # type: ignore[union-attr]
+    assert fidelity["boxes_clipped"] > 0 and fidelity["boxes_max"] < 1.6e-5
+
+
+def test_a_teacher_that_answers_in_pixels_is_refused(tmp_path: Path):
+    def in_pixels(found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        found["detections"][..., 4:8] *= 640
+        return found
+
+    with pytest.raises(
+        TeacherError, match=r"'detections': the boxes' coordinates are .* does the teacher answer in pixels"
+    ):
+        build(tmp_path / "c", teacher=Broken(in_pixels))
+
+
+def test_what_is_stretched_is_told(tmp_path: Path, capsys):
+    for recipe, told in (("resize((8, 16))", True), ("letterbox(32)", False), ("flip", False)):
+        build(tmp_path / recipe, recipe=recipe, progress=True, targets={"detections": "all"})
+        assert (
+            "views are 16x8 and the teacher sees 16x16: they are stretched" in capsys.readouterr().err
+        ) == told
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import softcache as sc
-from softcache import cli
+from softcache import canary, cli
 from softcache.errors import MismatchError, SourceError
 from softcache.source import Boxes, Source
 from softcache.testing import ToyTeacher, toy_teacher
@@ -174,6 +174,13 @@ def without(kind: str, key: str) -> Edit:
         (with_first("annotations", bbox=[1e308, 2, 1e308, 3]), r"the annotation 0 has the bbox"),
         (with_first("annotations", bbox=[10**400, 2, 1, 3]), r"the annotation 0 has the bbox"),
         (with_first("annotations", bbox=[1, 2, 3]), r"the annotation 0 has the bbox"),
+        (
+            with_first("annotations", bbox=["1", "2", "3", "4"]),
+            r"the annotation 0 has the bbox .*four finite numbers",
+        ),
+        (with_first("annotations", bbox=[True, 2, 3, 4]), r"the annotation 0 has the bbox"),
+        (with_first("annotations", iscrowd="0"), r"the annotation 0 has the iscrowd '0'; it must be 0 or 1"),
+        (with_first("annotations", ignore=2), r"the annotation 0 has the ignore 2"),
         (with_first("annotations", bbox=[1, 2, 3, None]), r"the annotation 0 has the bbox"),
         (without("annotations", "bbox"), r"the annotation 0 has the bbox None"),
         (lambda said: said.pop("annotations"), r"has no 'annotations'"),
@@ -370,7 +377,12 @@ def test_a_build_knows_its_boxes_and_refuses_others(shared_data: Path, tmp_path:
     def edit(said: dict[str, Any]) -> None:
         next(a for a in said["annotations"] if a["image_id"] == ours)["bbox"][0] += 0.25
 
+    assert "NOTE" not in canary.pair(sc.open(out), source).message
     edited(root, edit, "val2017")
+    changed = Source(root, split="val2017", limit=8)
+    assert (
+        "NOTE: its boxes are not those the cache was built with" in canary.pair(sc.open(out), changed).message
+    )
     with pytest.raises(
         MismatchError, match=r"source\.boxes is [0-9a-f]+ there and [0-9a-f]+ here|source\.boxes is"
     ):

@@ -209,7 +209,8 @@ class Top(All):
     ``background`` of the others.
 
     The others, in falling order, are cut into so many strata of equal size (but for one item); of each the middle
-    one is kept, and its weight is the size of its stratum, so that all weights add up to all items. Nothing is drawn.
+    one is kept, and its weight is the size of its stratum, so that with a background all weights add up to all items.
+    Nothing is drawn.
     """
 
     n: int

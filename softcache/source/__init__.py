@@ -155,14 +155,19 @@ class Source:
     @cached_property
     def boxes_digest(self) -> str | None:
         """sha256 over the ids and boxes of all samples, in order; None without boxes. Raises :class:`SourceError`."""
+        return self.digest_boxes(range(len(self)))
 
-        def readable(i: int) -> Boxes | None:
+    def digest_boxes(self, index: Sequence[int]) -> str | None:
+        """The same over some samples, in the order of ``index``."""
+
+        def readable(n: int) -> Boxes | None:
             try:
-                return self.boxes(i)
+                return self.boxes(int(index[n]))
             except UnreadableImage:
                 return None
 
-        return digest_boxes(self.ids, _in_threads(readable, len(self))) if self.has_boxes else None
+        ids = [self.ids[i] for i in index]
+        return digest_boxes(ids, _in_threads(readable, len(ids))) if self.has_boxes else None
 
     @cached_property
     def ids_digest(self) -> str:

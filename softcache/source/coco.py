@@ -206,9 +206,17 @@ def _boxes(
     corners = [_corners(file, entry, i) for i, entry in enumerate(entries)]
     xyxy = np.array(corners, np.float64).reshape(-1, 4)
     crowd, ignore = (
-        np.array([bool(entry.get(key)) for entry in entries], bool) for key in ("iscrowd", "ignore")
+        np.array([_flag(file, entry, i, key) for i, entry in enumerate(entries)], bool)
+        for key in ("iscrowd", "ignore")
     )
     return owner, Boxes(xyxy, np.array(label, np.int64), crowd, ignore | flat(xyxy))
+
+
+def _flag(file: Path, entry: dict[str, Any], i: int, key: str) -> bool:
+    said = entry.get(key)
+    if said is not None and (not isinstance(said, int) or said not in (0, 1)):
+        raise SourceError(f"{file}: {_annotation(entry, i)} has the {key} {shown(said)}; it must be 0 or 1")
+    return bool(said)
 
 
 def _annotation(entry: dict[str, Any], i: int) -> str:
@@ -218,7 +226,7 @@ def _annotation(entry: dict[str, Any], i: int) -> str:
 def _corners(file: Path, entry: dict[str, Any], i: int) -> tuple[float, float, float, float]:
     """Of ``[left, top, width, height]``; a size below 0 is taken for 0."""
     try:
-        x, y, w, h = map(float, entry["bbox"])
+        x, y, w, h = (float(v) for v in entry["bbox"] if type(v) in (int, float))
         corners = x, y, x + max(w, 0.0), y + max(h, 0.0)
         if math.isfinite(w + h + sum(corners)):
             return corners

@@ -29,6 +29,7 @@ _SPLITS = ("train", "val", "test")
 _MOST = 1 << 20  # bytes of a YAML file that is looked into
 _HEADERS = 1 << 18  # bytes of an image, its EXIF among them
 _FAR = 2.0  # further out no share lies, but pixels do
+_OFF = 0.1  # and of an outline, which is not drawn beyond the image
 # EXIF orientation: are x and y swapped, and is the stored x, or y, counted from the other side?
 _TURNS = {2: (0, 1, 0), 3: (0, 1, 1), 4: (0, 0, 1), 5: (1, 0, 0), 6: (1, 0, 1), 7: (1, 1, 1), 8: (1, 1, 0)}
 
@@ -256,6 +257,10 @@ def _line(words: list[str], classes: int, pose: bool) -> tuple[int, list[float],
     if len(numbers) < 6 or len(numbers) % 2:
         raise ValueError(
             f"it has {len(words)} numbers: neither 'class cx cy w h' nor an outline of three points or more"
+        )
+    if not all(-_OFF <= v <= 1 + _OFF for v in numbers):
+        raise ValueError(
+            "it has an outline with points outside of the image; of keypoints, the data.yaml must say so with kpt_shape"
         )
     across, down = numbers[::2], numbers[1::2]
     return int(which), [min(across), min(down), max(across), max(down)], True

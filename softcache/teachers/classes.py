@@ -84,7 +84,13 @@ def aligned(
             "--classes matches the teacher's logits with the source's class names, and one of them is not here"
         )
     ours = said or names_of(teacher.classes)
-    if ours is None or wanted is None:
+    if wanted is None:
+        return teacher
+    if ours is None:
+        say(
+            f"the teacher names no classes: its {len(wanted)} are taken to be the source's, in the source's order "
+            "(--classes FILE names them)"
+        )
         return teacher
     heads = [one for one in layouts_of(teacher).values() if one.classes]
     names = _named(ours, heads)

@@ -22,6 +22,7 @@ Size = tuple[int, int]
 Outputs = Mapping[str, np.ndarray]
 
 _LEAST = 1e-6  # the nearest that a probability comes to 0 and to 1
+_BEYOND = 0.01
 _UNIT = {"mean": (0, 0, 0), "std": (1, 1, 1), "color": "RGB"}
 
 
@@ -191,6 +192,13 @@ def _grid(size: Size, strides: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]
 
 
 def _logits(p: np.ndarray) -> np.ndarray:
+    """Raises :class:`TeacherError` for what are no probabilities; a quantised graph's may be a little beyond 0 and 1."""
+    low, high = float(p.min(initial=0)), float(p.max(initial=0))
+    if low < -_BEYOND or high > 1 + _BEYOND:
+        raise TeacherError(
+            f"the scores of the graph go from {low:.4g} to {high:.4g}, and this head reads probabilities: export it with "
+            "its sigmoid, and not transposed"
+        )
     p = np.clip(p, _LEAST, 1 - _LEAST)
     return np.log(p) - np.log1p(-p)
 
