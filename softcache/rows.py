@@ -16,7 +16,7 @@ from softcache.job import Job
 from softcache.recipe.mix import ONE
 from softcache.targets import Target
 
-_FAR = 4  # sides of the view: a detector's boxes lie in it, or not far
+_FAR = 16  # sides of the view: boxes lie in it, or not far; those of random weights anywhere near
 
 
 @dataclass
