@@ -89,7 +89,7 @@ def pair(cache: Cache, source: Source, tolerance: float = TOLERANCE, every: bool
     if not same:
         message += "; NOTE: its labels are not those the cache was built with"
     known = cache.identity["source"].get("boxes")
-    if known is not None and known != source.digest_boxes(index):
+    if known is not None and known != source.digest_boxes(index.tolist()):
         message += "; NOTE: its boxes are not those the cache was built with"
     return Pairing(index, classes, message, same)
 

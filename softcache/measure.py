@@ -82,7 +82,7 @@ def _of_items(said: Items, kept: Items) -> dict[str, float]:
             inside = (a >= LOW) & (a <= HIGH) & (b >= LOW) & (b <= HIGH)
             off = np.abs(a - b)[inside]
             found[name], found[f"{name}_max"] = _mean(off), float(off.max(initial=0.0))
-            found[f"{name}_clipped"] = _mean(~inside.all(axis=-1))
+            found[f"{name}_clipped"] = _mean(np.asarray(~inside.all(axis=-1)))
         elif name == "logits":
             softmax = said.layout.score == "softmax"
             found["kl"] = _mean(kl(a, b, 1) if softmax else _bernoulli_kl(a, b))

@@ -162,7 +162,7 @@ class Source:
 
         def readable(n: int) -> Boxes | None:
             try:
-                return self.boxes(int(index[n]))
+                return self.boxes(index[n])
             except UnreadableImage:
                 return None
 
