@@ -73,7 +73,7 @@ def _common(said: Items, kept: Items) -> tuple[Items, Items]:
 def _of_items(said: Items, kept: Items) -> dict[str, float]:
     """Of a row's items that both hold: ``boxes``, the mean absolute error of a side in the unit square of the view, and
     ``boxes_max``, the largest, of sides within −0.5 … 1.5; ``boxes_clipped``, the share of items with a side that is not,
-    and is cut there, ``kl``, the mean of KL(said ‖ kept) in nats (of sigmoids summed over the classes);
+    and is cut there; ``kl``, the mean of KL(said ‖ kept) in nats (of sigmoids summed over the classes);
     ``embedding_l2`` and so on, the relative L2 error of other parts."""
     found: dict[str, float] = {}
     for name in said.layout.columns:
