@@ -23,6 +23,7 @@ from softcache.recipe import View, gather, render
 from softcache.several import Several
 from softcache.several import open as open_cache
 from softcache.source import Source
+from softcache.source.kept import ROOM, Kept
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
@@ -137,10 +138,11 @@ class WithTargets(Base):
         valid = np.setdiff1d(np.arange(cache.samples), cache.invalid)
         self.samples = valid[np.argsort(pairing.index[valid])]
         self.positions = pairing.index[self.samples]
-        self._index, labels = pairing.index, source.labels[pairing.index]
+        labels = source.labels[pairing.index]
         if pairing.classes is not None:
             labels = np.where(labels >= 0, pairing.classes[labels], -1)
         self._labels = labels  # as in cache.ids
+        self._decoded = Kept(source, ROOM if cache.mixed or cache.tiled else 0, pairing.index)
         self.views, self.input_spec = cache.views, cache.identity["teacher"]["input_spec"]
         self.message = pairing.message
         self._paths = [one.path for one in cache.members] if isinstance(cache, Several) else cache.path
@@ -206,9 +208,6 @@ class WithTargets(Base):
 
     def _label(self, sample: int, view: View) -> int:
         return -1 if view.mosaic else int(self._labels[sample])
-
-    def _decoded(self, sample: int) -> np.ndarray:
-        return self.source.image(int(self._index[sample]))
 
     def _image(self, sample: int, view: View) -> Any:
         images = gather(sample, view, self._decoded)

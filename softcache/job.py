@@ -29,7 +29,7 @@ from softcache.errors import (
 from softcache.recipe import Recipe, View
 from softcache.recipe.partner import Drawer, drawn
 from softcache.source import Source, digest_labels
-from softcache.source.kept import Kept
+from softcache.source.kept import ROOM, Kept
 from softcache.store import Store
 from softcache.targets import Layout, Request, Target, is_logits
 from softcache.teachers import Teacher, constants_of, layouts_of
@@ -37,7 +37,6 @@ from softcache.zarrfile import Array
 
 _BLOCK_BYTES = 64 << 20  # encoded bytes a block holds by default
 _BLOCK_ROWS = 8192  # and at most this many rows
-_KEPT = 256 << 20  # bytes of decoded images kept in memory where views show those of others
 
 
 @dataclass(frozen=True)
@@ -118,7 +117,7 @@ def prepare(
     grid, targets = stored.make_grid(), stored.make_targets()
     arrays = m.arrays(grid, targets, recipe.parameters, recipe.mixed, recipe.tiled)
     # of a part of the source as large a share: a pilot then goes at the build's pace
-    image = Kept(source, int(_KEPT * source.share) if recipe.mixed or recipe.tiled else 0)
+    image = Kept(source, int(ROOM * source.share) if recipe.mixed or recipe.tiled else 0)
     return Job(store, source, teacher, recipe, stored, grid, targets, arrays, labels, skip_corrupt, image)
 
 

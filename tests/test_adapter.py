@@ -20,6 +20,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, RandomSampler, Subset, default_collate
 
 import softcache as sc
+from softcache import adapter
 from softcache.adapter import Item
 from softcache.errors import InvalidRow, MismatchError, NotBuilt, SourceError, SpecError
 from softcache.keyed import Permutation, in_turn
@@ -140,6 +141,43 @@ def test_one_item_at_a_time_or_many_is_the_same(cache: sc.Cache):
         assert all(np.array_equal(item[name], again[name]) for name in item)
     with pytest.raises(IndexError):
         one[40]
+
+
+@pytest.mark.parametrize("recipe", ["resize(8)|mosaic", "resize(8)|mixup(alpha=8)"])
+def test_partners_are_decoded_once_while_they_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str
+):
+    images = Listed([ToyImages(12)[i][0] for i in range(12)], None)
+    cache = build(tmp_path / "c", images, recipe=recipe)
+    calls: list[int] = []
+    decode = sc.Source.image
+    monkeypatch.setattr(sc.Source, "image", lambda self, i: calls.append(i) or decode(self, i))
+
+    def two_epochs(dataset: Any) -> list[np.ndarray]:
+        calls.clear()
+        found = []
+        for epoch in range(2):
+            dataset.set_epoch(epoch)
+            found += [dataset[i]["image"] for i in range(12)]
+        return found
+
+    dataset = sc.with_targets(images, cache)
+    once = two_epochs(dataset)
+    assert sorted(calls) == [*range(12)]
+    copied = pickle.loads(pickle.dumps(dataset))  # as a worker has it, with a memory of its own
+    again = two_epochs(copied)
+    assert sorted(calls) == [*range(12)]
+    monkeypatch.setattr(adapter, "ROOM", 3 * 20 * 20 * 3)
+    tight = two_epochs(sc.with_targets(images, cache))
+    assert len(calls) > 24
+    for a, b, c in zip(once, again, tight, strict=True):
+        assert np.array_equal(a, b) and np.array_equal(a, c)
+
+
+def test_views_of_one_image_keep_nothing_in_memory(dataset: Any):
+    for i in range(40):
+        dataset[i]
+    assert not dataset._decoded.kept
 
 
 def test_size_is_the_students(cache: sc.Cache):

@@ -619,7 +619,7 @@ def test_an_image_is_decoded_once_where_there_is_room_and_for_each_tile_where_th
     monkeypatch.setattr(builder, "finish", end)
     cache = make(tmp_path / "roomy", samples=40, recipe=recipe, workers=1)
     assert counts == dict.fromkeys(range(40), 1)
-    monkeypatch.setattr(job, "_KEPT", 0)
+    monkeypatch.setattr(job, "ROOM", 0)
     tight = make(tmp_path / "tight", samples=40, recipe=recipe, workers=1)
     # its own once for all views, and what it is shown with in each, but for what one row shows twice
     assert 40 * (1 + 3 * a_row) * 0.9 <= sum(counts.values()) <= 40 * (1 + 3 * a_row)
