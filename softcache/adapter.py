@@ -20,6 +20,7 @@ from softcache.errors import MismatchError, SpecError
 from softcache.keyed import in_turn
 from softcache.pixels import normalise
 from softcache.recipe import View, gather, render
+from softcache.recipe.options import rendered
 from softcache.several import Several
 from softcache.several import open as open_cache
 from softcache.source import Source
@@ -82,6 +83,7 @@ def with_targets(
         SpecError: a size or names that cannot be understood.
         SourceError: the dataset yields what is no image, such as normalised tensors.
     """
+    shown = rendered(cache.identity["teacher"]["input_spec"]["size"] if size is None else size)
     source = dataset if isinstance(dataset, Source) else Source(dataset)
     _check_ids(source, cache)
     pairing = canary.pair(cache, source)
@@ -99,7 +101,7 @@ def with_targets(
             "other pixels than the teacher, whose answers are not to them. Leave it out: cached views vary by themselves",
             stacklevel=2,
         )
-    return WithTargets(source, cache, pairing, transform, _size(cache, size), _names(cache, targets), seed)
+    return WithTargets(source, cache, pairing, transform, shown, _names(cache, targets), seed)
 
 
 class WithTargets(Base):
@@ -290,14 +292,6 @@ def _check_ids(source: Source, cache: Cache) -> None:
             f"the dataset has {len(source):,} images and the cache {cache.path} {cache.samples:,}: hand over the whole "
             "dataset that the cache was built from, and take torch.utils.data.Subset of what with_targets returns"
         )
-
-
-def _size(cache: Cache, size: int | tuple[int, int] | None) -> tuple[int, int]:
-    given = cache.identity["teacher"]["input_spec"]["size"] if size is None else size
-    sides = (given, given) if is_whole(given) else tuple(given) if isinstance(given, Iterable) else ()
-    if len(sides) != 2 or not all(is_whole(side) and side >= 1 for side in sides):
-        raise SpecError(f"size={size!r}: it is (h, w) in whole pixels, at least 1, or both in one number")
-    return int(sides[0]), int(sides[1])
 
 
 def _names(cache: Cache, targets: str | Iterable[str] | None) -> tuple[str, ...]:

@@ -146,9 +146,10 @@ class Cache:
         """The sample with this id. :class:`SourceError` when there is none."""
         try:
             return self._index[id]
-        except KeyError:
+        except (KeyError, TypeError):
+            strings = "" if isinstance(id, str) else "; ids are strings"
             raise SourceError(
-                f"the cache {self.path} has no id {id!r}{nearest(id, self._some_ids())}"
+                f"the cache {self.path} has no id {id!r}{nearest(str(id), self._some_ids())}{strings}"
             ) from None
 
     def _some_ids(self) -> Sequence[str]:

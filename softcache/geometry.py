@@ -60,7 +60,8 @@ def matrix(view: View, size: Size | None = None) -> np.ndarray:
 def to_view(view: View, xyxy: np.ndarray, size: Size | None = None) -> np.ndarray:
     """Boxes ``(n, 4)`` in source pixels → float64 ``(n, 4)`` in the unit square of the view, not clipped.
 
-    Where the view is turned or sheared it is the box around the four corners. ``size`` and errors as for :func:`matrix`.
+    Where the view is turned or sheared it is the box around the four corners. ``size`` and errors as for :func:`matrix`;
+    :class:`SpecError` for boxes of another shape, too.
     """
     return _around(matrix(view, size), xyxy)
 
@@ -204,7 +205,7 @@ def seen_in_all(
 
 def _seen(part: Part, xyxy: np.ndarray, min_visible: float, size: Size | None) -> Seen:
     """The boxes that are seen in a part, in the unit square of the whole picture, which is of ``size``."""
-    boxes = np.asarray(xyxy, np.float64).reshape(-1, 4)
+    boxes = _rows(xyxy)
     index = np.flatnonzero(np.isfinite(boxes).all(axis=1) & (boxes[:, 2:] > boxes[:, :2]).all(axis=1))
     low, high = np.array(part.place[:2] * 2), np.array(part.place[2:] * 2)
     moved = low + to_view(part.view, boxes[index], part.size(size)) * (high - low)
@@ -246,9 +247,22 @@ def _taken(view: View, size: Size | None) -> Iterator[np.ndarray]:
 
 def _around(affine: np.ndarray, xyxy: np.ndarray) -> np.ndarray:
     """The boxes around the moved corners."""
-    boxes = np.asarray(xyxy, np.float64).reshape(-1, 4)
+    boxes = _rows(xyxy)
     corners = boxes[:, [[0, 1], [2, 1], [0, 3], [2, 3]]] @ affine[:, :2].T + affine[:, 2]
     return np.hstack([corners.min(axis=1), corners.max(axis=1)])
+
+
+def _rows(xyxy: np.ndarray) -> np.ndarray:
+    """Boxes as float64 ``(n, 4)``, an empty list too. :class:`SpecError` for what has another shape."""
+    try:
+        boxes = np.asarray(xyxy, np.float64)
+    except (TypeError, ValueError):
+        raise SpecError(f"boxes are numbers (n, 4): left, top, right, bottom; these are {xyxy!r}") from None
+    if boxes.shape == (0,):
+        return boxes.reshape(0, 4)
+    if boxes.ndim != 2 or boxes.shape[1] != 4:
+        raise SpecError(f"boxes are (n, 4): left, top, right, bottom; these are {boxes.shape}")
+    return boxes
 
 
 def _area(boxes: np.ndarray) -> np.ndarray:

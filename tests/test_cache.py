@@ -244,6 +244,8 @@ def test_what_a_cache_says_of_itself(small_cache: Cache):
 def test_an_unknown_id_names_a_near_one(small_cache: Cache):
     with pytest.raises(SourceError, match=r"did you mean 'cow/0014\.png'"):
         small_cache["cow/00014.png", 0]
+    with pytest.raises(SourceError, match=r"no id 14.*; ids are strings"):
+        small_cache.index(14)
 
 
 def test_an_unknown_target_names_a_near_one(small_cache: Cache):

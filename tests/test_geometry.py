@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -305,6 +306,22 @@ def test_ops_that_count_in_pixels_ask_for_the_size():
     with pytest.raises(SpecError, match="say size="):
         to_view(view, np.zeros((1, 4)))
     assert to_view(view, np.array([[5, 5, 5, 5]]), (10, 10)) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        (np.zeros((4, 2)), r"boxes are \(n, 4\).*these are \(4, 2\)"),
+        (np.zeros(4), r"these are \(4,\)"),
+        (np.zeros((2, 2, 4)), r"these are \(2, 2, 4\)"),
+        ("boxes", "these are 'boxes'"),
+    ],
+)
+def test_what_are_no_boxes_is_refused(wrong: Any, told: str):
+    for move in (to_view, to_source, seen):
+        with pytest.raises(SpecError, match=told):
+            move(plain(10, 10), wrong)
+    assert to_view(plain(10, 10), np.array([])).shape == (0, 4)
 
 
 def test_a_view_that_is_a_line_is_damage():

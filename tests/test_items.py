@@ -274,8 +274,9 @@ def test_layers_are_equal_groups_the_last_last():
     items = Items.whole(layout, values)
     assert np.array_equal(items.layer(-1).dense(), values[:, 18:])
     assert np.array_equal(items[0].layer(1).dense(), values[0, 9:18])
-    with pytest.raises(IndexError):
-        items.layer(3)
+    for none in (3, -4):
+        with pytest.raises(IndexError, match=f"layer {none} of 3: they are 0 to 2, and -1 is the last"):
+            items.layer(none)
 
 
 @every_layout

@@ -288,6 +288,16 @@ def test_an_image_of_another_size_is_refused():
         render(picture(32, 31), view, (32, 32))
 
 
+def test_one_number_is_a_square_and_no_size_is_refused():
+    view = Recipe("identity", 0).view("a", 0, 32, 32)
+    assert np.array_equal(render(picture(32, 32), view, 8), render(picture(32, 32), view, (8, 8)))
+    for wrong in (0, (0, 3), (8, 8, 3), 8.0, True, "8", None):
+        with pytest.raises(
+            SpecError, match="it is \\(h, w\\) in whole pixels, at least 1, or both in one number"
+        ):
+            render(picture(32, 32), view, wrong)
+
+
 # --- statistics ---------------------------------------------------------------------------------
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from softcache.errors import SourceError, UnreadableImage
+from softcache.errors import SourceError, SpecError, UnreadableImage
 from softcache.keyed import hash64
 from softcache.source import LAYOUTS, Source, find_unreadable, rowgroups
 from softcache.source.decode import to_rgb
@@ -760,3 +760,14 @@ def test_sixteen_bit_greys_keep_their_high_byte(tmp_path: Path):
     values = np.array([[0, 255, 256], [0x1234, 0xFF00, 0xFFFF]], np.uint16)
     Image.fromarray(values).save(tmp_path / "a" / "grey.png")
     assert Source(tmp_path).image(0)[:, :, 0].tolist() == [[0, 0, 1], [0x12, 0xFF, 0xFF]]
+
+
+def test_samples_are_asked_for_by_number():
+    source = Source([np.zeros((4, 5, 3), np.uint8)] * 3)
+    assert source.image(-1).shape == source.image(np.int64(2)).shape == (4, 5, 3)
+    with pytest.raises(SpecError, match=r"asked for by number, 0 to 2, not '1': source\.index"):
+        source.image("1")
+    with pytest.raises(IndexError, match="sample 3 of 3"):
+        source.image(3)
+    with pytest.raises(SourceError, match=r"no sample 1 in the source .*; ids are strings"):
+        source.index(1)

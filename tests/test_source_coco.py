@@ -16,7 +16,7 @@ import pytest
 
 import softcache as sc
 from softcache import canary, cli
-from softcache.errors import MismatchError, SourceError
+from softcache.errors import MismatchError, SourceError, SpecError
 from softcache.source import Boxes, Source
 from softcache.testing import ToyTeacher, toy_teacher
 
@@ -36,6 +36,14 @@ def edited(root: Path, edit: Edit, split: str = "train") -> Path:
 def root(tmp_path: Path) -> Path:
     layouts.write("coco", tmp_path / "pets")
     return tmp_path / "pets"
+
+
+def test_boxes_are_asked_for_by_number(root: Path):
+    source = Source(root, split="train")
+    with pytest.raises(SpecError, match=r"asked for by number, 0 to 9, not 'x'"):
+        source.boxes("x")
+    with pytest.raises(IndexError, match="sample 10 of 10"):
+        source.boxes(10)
 
 
 def boxes(source: Source, id: str) -> Boxes:
@@ -163,6 +171,10 @@ def without(kind: str, key: str) -> Edit:
         (with_first("categories", name="cat"), r"the category 3 is called 'cat', and so is another"),
         (with_first("categories", name=None), r"the category 7 has the name None"),
         (with_first("annotations", image_id=99), r"the annotation 0 has the image_id 99, which"),
+        (
+            with_first("annotations", image_id="100"),
+            r"'100', which .* have but for 100: write both as numbers",
+        ),
         (with_first("annotations", image_id={}), r"the annotation 0 has the image_id \{\}, which"),
         (with_first("annotations", category_id=1), r"the annotation 0 has the category_id 1, which"),
         (without("annotations", "category_id"), r"the annotation 0 has the category_id None"),

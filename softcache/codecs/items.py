@@ -63,9 +63,15 @@ class Items:
         return Items(self.layout, index, weight, parts)
 
     def layer(self, number: int) -> Items:
-        """The items of one layer of ``layout.layers``; −1 is the last. Needs all items, as ``all`` keeps them."""
-        each = self.index.shape[-1] // self.layout.layers
-        first = range(self.layout.layers)[number] * each
+        """The items of one layer of ``layout.layers``; −1 is the last. Needs all items, as ``all`` keeps them.
+
+        Raises :class:`IndexError` where there is no such layer.
+        """
+        layers = self.layout.layers
+        if not -layers <= number < layers:
+            raise IndexError(f"layer {number} of {layers}: they are 0 to {layers - 1}, and -1 is the last")
+        each = self.index.shape[-1] // layers
+        first = number % layers * each
         return self.take(np.broadcast_to(np.arange(first, first + each), (*self.index.shape[:-1], each)))
 
     def scores(self) -> np.ndarray:

@@ -1,6 +1,9 @@
-"""Checks that the ops share."""
+"""Checks that the ops share, and who renders."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+from numbers import Integral
 
 from softcache.errors import SpecError
 from softcache.recipe.canvas import Size
@@ -31,6 +34,15 @@ def height_width(op: str, size: object) -> Size:
     if len(pair) != 2:
         raise SpecError(f"{op}: size must be a number or (height, width), not {size!r}")
     return whole(op, "size", pair[0], 1), whole(op, "size", pair[1], 1)
+
+
+def rendered(size: object) -> Size:
+    """``size`` of a rendered view as (height, width), numpy's numbers too; one number is a square. :class:`SpecError`."""
+    sides = tuple(size) if isinstance(size, Iterable) else (size, size)
+    good = [int(s) for s in sides if isinstance(s, Integral) and not isinstance(s, bool) and int(s) >= 1]
+    if len(sides) != 2 or len(good) != 2:
+        raise SpecError(f"size={size!r}: it is (h, w) in whole pixels, at least 1, or both in one number")
+    return good[0], good[1]
 
 
 def level(op: str, name: str, value: object) -> None:

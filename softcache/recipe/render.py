@@ -9,6 +9,7 @@ import numpy as np
 
 from softcache.errors import MismatchError
 from softcache.recipe.opcodes import filled
+from softcache.recipe.options import rendered
 from softcache.recipe.view import View
 
 VERSION = 1
@@ -18,22 +19,23 @@ NO_OTHERS: Mapping[int, np.ndarray] = MappingProxyType({})
 
 
 def render(
-    image: np.ndarray, view: View, size: tuple[int, int], others: Mapping[int, np.ndarray] = NO_OTHERS
+    image: np.ndarray, view: View, size: int | tuple[int, int], others: Mapping[int, np.ndarray] = NO_OTHERS
 ) -> np.ndarray:
-    """The pixels of ``view`` at ``size`` = (h, w): a new contiguous uint8 array ``(h, w, 3)``.
+    """The pixels of ``view`` at ``size`` = (h, w), or both in one number: a new contiguous uint8 array ``(h, w, 3)``.
 
     ``image`` is uint8 ``(H, W, 3)``. Crops the rectangle (black outside the image, or what the view's ``FILL`` says),
     mirrors it, and only where its size is not ``size`` resamples it with Pillow's antialiased bilinear filter
     (integer arithmetic, the same on every machine; with ``FILL`` across first, and then down). Then its pixel ops are
     done, at that size. Of a mosaic each tile is made so, at its own size. At last it is mixed with its partner's pixels,
     made likewise. ``others`` are the images of ``view.others`` by sample, see :func:`gather`; more do no harm.
-    Raises :class:`MismatchError` for an image of another size than the one the view was drawn for and
-    for one that is missing, and :class:`DamageError` for ops that no recipe draws.
+    Raises :class:`SpecError` for what is no size, :class:`MismatchError` for an image of another size than the one the
+    view was drawn for and for one that is missing, and :class:`DamageError` for ops that no recipe draws.
     """
-    pixels = _tiled(image, view, size, others)
+    pair = rendered(size)
+    pixels = _tiled(image, view, pair, others)
     if view.mix is None:
         return pixels
-    return view.mix.blend(pixels, _tiled(_of(view.mix.partner, others), view.mix.view, size, others))
+    return view.mix.blend(pixels, _tiled(_of(view.mix.partner, others), view.mix.view, pair, others))
 
 
 def gather(sample: int, view: View, look: Callable[[int], np.ndarray]) -> dict[int, np.ndarray]:

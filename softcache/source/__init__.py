@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+import operator
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -22,7 +23,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from softcache.errors import SourceError, UnreadableImage, nearest
+from softcache.errors import SourceError, SpecError, UnreadableImage, nearest
 from softcache.keyed import hash64
 from softcache.source import arrow, coco, dataset, folder, imagefolder, parquet, webdataset, yolo
 from softcache.source.boxes import Boxes, digest_boxes
@@ -100,9 +101,10 @@ class Source:
         """The position of ``id``. Raises :class:`SourceError` for one that is not here."""
         try:
             return self._positions[id]
-        except KeyError:
+        except (KeyError, TypeError):
+            strings = "" if isinstance(id, str) else "; ids are strings"
             raise SourceError(
-                f"no sample {id!r} in the source ({self.describe()}; the first is {self.ids[0]!r})"
+                f"no sample {id!r} in the source ({self.describe()}; the first is {self.ids[0]!r}{strings})"
             ) from None
 
     @cached_property
@@ -220,8 +222,9 @@ class Source:
 
     def _guarded(self, i: int, use: Callable[[int], T]) -> T:
         """``use`` of the row of sample ``i``, whatever goes wrong named."""
+        row = self._row(i)
         try:
-            return use(self._rows[i])
+            return use(row)
         except (MemoryError, SourceError):
             raise
         except Exception as e:
@@ -233,6 +236,18 @@ class Source:
                 f"cannot read the image {self.ids[i]!r} ({self._where(i)}): {type(e).__name__}: {e}; "
                 "damaged or not an image: restore it, or take it out"
             ) from e
+
+    def _row(self, i: int) -> int:
+        """Raises :class:`IndexError` beyond the samples, as a sequence does, and :class:`SpecError` for no number."""
+        try:
+            number = operator.index(i)
+        except TypeError:
+            raise SpecError(
+                f"samples are asked for by number, 0 to {len(self) - 1}, not {i!r}: source.index(id) is the number of an id"
+            ) from None
+        if not -len(self) <= number < len(self):
+            raise IndexError(f"sample {number} of {len(self)}")
+        return self._rows[number]
 
     def _same(self, i: int, content: bytes | np.ndarray) -> bytes | np.ndarray:
         known = self._fingerprinted

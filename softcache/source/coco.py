@@ -196,8 +196,10 @@ def _boxes(
     def known(entry: dict[str, Any], i: int, kind: str, table: dict[Any, int]) -> int:
         id = entry.get(kind)
         if not isinstance(id, int | str) or id not in table:
+            other = next((there for there in table if str(there) == str(id)), None)
+            but = "" if other is None else f" but for {shown(other)}: write both as numbers"
             raise SourceError(
-                f"{file}: {_annotation(entry, i)} has the {kind} {shown(id)}, which the file does not have"
+                f"{file}: {_annotation(entry, i)} has the {kind} {shown(id)}, which the file does not have{but}"
             )
         return table[id]
 

@@ -52,6 +52,7 @@ def test_a_batch_is_what_the_cache_and_the_source_say(cache, source):
 def test_the_student_may_see_another_size_and_colour_order(cache, source):
     batch = make(cache, source, size=(8, 12)).batch(0, 0)
     assert batch.images.shape == (16, 3, 8, 12)
+    assert make(cache, source, size=9).batch(0, 0).images.shape == (16, 3, 9, 9)
     flat = {"mean": [0, 0, 0], "std": [1, 1, 1], "size": [16, 16]}
     rgb = make(cache, source, input_spec={**flat, "color": "RGB"}).batch(0, 0)
     bgr = make(cache, source, input_spec={**flat, "color": "BGR"}).batch(0, 0)
@@ -227,6 +228,8 @@ def test_options_that_do_not_fit(cache, source):
         ({"samples": np.zeros((30, 2), int)}, "indices into cache.ids"),
         ({"samples": np.ones(120, bool)}, "whole numbers, not bool"),
         ({"targets": 3}, "asked for by name, such as 'logits', not as 3"),
+        ({"size": 0}, r"size=0: it is \(h, w\) in whole pixels, at least 1, or both in one number"),
+        ({"size": (0, 3)}, r"size=\(0, 3\): it is"),
     ],
 )
 def test_options_that_cannot_be_understood_are_refused_at_once(cache, source, options, told):

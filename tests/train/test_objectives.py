@@ -10,6 +10,7 @@ from softcache_train.targets import Dense, to_tensors
 
 from softcache import codecs
 from softcache.errors import MismatchError, SpecError
+from softcache.targets import Items, Layout
 
 
 def softmax(z):
@@ -96,6 +97,11 @@ def test_kd_sends_no_gradient_to_the_teacher():
 
 
 def test_kd_refuses_what_does_not_fit():
+    values = np.zeros((4, 5, 7), np.float32)
+    items = Items.whole(Layout({"logits": 3, "boxes": 4}), values)
+    for other in (items, to_tensors(items), items.arrays(), logits(4, 10).numpy()):
+        with pytest.raises(MismatchError, match="kd learns from logits"):
+            kd(logits(4, 10), other)
     with pytest.raises(MismatchError, match=r"\(4, 10\) and \(4, 9\)"):
         kd(torch.zeros(4, 10), torch.zeros(4, 9))
     with pytest.raises(MismatchError):

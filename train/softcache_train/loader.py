@@ -23,6 +23,7 @@ from softcache.cache import Cache, integers, is_whole
 from softcache.errors import MismatchError, SpecError, nearest
 from softcache.pixels import normalise as normalised
 from softcache.recipe import View, gather, render
+from softcache.recipe.options import rendered
 from softcache.source import Source
 from softcache.source.kept import Kept
 from softcache_train.order import Order
@@ -82,7 +83,7 @@ class Loader:
     Args:
         source: the images the cache was built from; see :func:`softcache.canary.pair`.
         global_batch: rows a step over all ranks; the last, partial batch of an epoch is dropped.
-        size: (h, w) of the pixels; by default that of ``input_spec``.
+        size: (h, w) of the pixels, or both in one number; by default that of ``input_spec``.
         input_spec: ``size``, ``mean``, ``std`` (of pixels in 0…1) and ``color``; the teacher's by
             default.
         workers: threads that decode and render; 0 does it in the thread that iterates.
@@ -109,7 +110,7 @@ class Loader:
         *,
         global_batch: int,
         seed: int = 0,
-        size: tuple[int, int] | None = None,
+        size: int | tuple[int, int] | None = None,
         input_spec: Mapping[str, Any] | None = None,
         workers: int = 2,
         targets: str | Iterable[str] | None = None,
@@ -135,11 +136,10 @@ class Loader:
             raise SpecError(f"rank={rank}: the ranks of world={world} are 0 to {world - 1}")
         if world > global_batch:
             raise SpecError(f"a global batch of {global_batch} leaves some of {world} ranks no row")
+        self.input_spec = input_spec or cache.identity["teacher"]["input_spec"]
+        self.size = rendered(self.input_spec["size"] if size is None else size)
         self.pairing = pairing or canary.pair(cache, source)
         self.cache, self.source = cache, source
-        self.input_spec = input_spec or cache.identity["teacher"]["input_spec"]
-        height, width = size or self.input_spec["size"]
-        self.size = (height, width)
         self.workers = workers
         self.rank, self.world = rank, world
         self.target_source = target_source or CacheTargets(cache, targets)

@@ -71,9 +71,15 @@ def _understood(target: Target, student_logits: Tensor) -> OfLogits:
     if isinstance(target, Tensor):
         target = Hard(target, student_logits.shape[-1]) if not target.is_floating_point() else Dense(target)
     elif isinstance(target, Mapping):
+        if "tail" not in target:
+            raise MismatchError(f"kd learns from logits, and this target has {', '.join(map(str, target))}")
         target = _collated(target, student_logits.shape[-1])
     if isinstance(target, Parts):
         raise MismatchError(f"kd learns from logits, and this target has {', '.join(target.values)}")
+    if not isinstance(target, Dense | Sparse | Hard):
+        raise MismatchError(
+            f"kd learns from logits as tensors, batch['logits'] of a Loader, not from a {type(target).__name__}"
+        )
     if isinstance(target, Dense):
         shape = tuple(target.values.shape)
     else:
