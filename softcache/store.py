@@ -82,7 +82,7 @@ class Store:
     def put(self, name: str, data: bytes | memoryview) -> None:
         """Write ``name`` whole and durably, or raise :class:`StoreError` and leave what was there."""
         path = self.path(name)
-        temporary = path.with_name(path.name + TEMPORARY)
+        temporary = self.temporary(path)
         try:
             self.make_folders(path.parent)
             self.disk.write_file(temporary, data)
@@ -92,6 +92,10 @@ class Store:
             with contextlib.suppress(OSError):
                 temporary.unlink()
             raise _explain(e, path, len(data)) from e
+
+    def temporary(self, path: Path) -> Path:
+        """Where the bytes of ``path`` are until they are whole."""
+        return path.with_name(path.name + TEMPORARY)
 
     def make_folders(self, path: Path) -> None:
         """Make ``path`` and its missing parents, each durable before anything is put into it.

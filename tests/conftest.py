@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +68,24 @@ def small_cache(small_path: Path):
     import softcache as sc
 
     return sc.open(small_path)
+
+
+@pytest.fixture(scope="session")
+def endpoint() -> Iterator[str]:
+    """moto's object store on 127.0.0.1."""
+    import s3
+
+    with s3.moto() as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+def bucket(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The address of an empty bucket; this process has what it needs to use it."""
+    import s3
+
+    s3.use(monkeypatch, endpoint)
+    return s3.make_bucket(endpoint, f"bucket-{secrets.token_hex(6)}")
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ REPO = Path(__file__).resolve().parents[1]
 # The table of docs/design.md. Teachers stand beside the builder and may be imported from floor 5 upwards.
 FLOORS = [
     {"errors", "spec", "keyed", "options"},
-    {"codecs", "store"},
+    {"codecs", "store", "remote"},
     {"source", "recipe", "targets", "pixels"},
     {"block", "zarrfile", "manifest", "warp", "geometry", "probes"},
     {"cache", "canary", "reader", "several", "views"},
