@@ -33,12 +33,16 @@ class Block:
 
 @dataclass(frozen=True)
 class Grid:
-    """``samples × views`` rows, cut along the sample axis every ``block_rows``; ``key`` keys the permutation."""
+    """``samples × views`` rows, cut along the sample axis every ``block_rows``; ``key`` keys the permutation.
+
+    Blocks are of the views from ``first`` on.
+    """
 
     samples: int
     views: int
     block_rows: int
     key: int
+    first: int = 0
 
     @property
     def blocks_per_view(self) -> int:
@@ -49,8 +53,8 @@ class Grid:
         return Block(view, index, start, min(self.block_rows, self.samples - start))
 
     def blocks(self) -> Iterator[Block]:
-        """All blocks, view by view: the canonical order."""
-        for view in range(self.views):
+        """The blocks, view by view: the canonical order."""
+        for view in range(self.first, self.views):
             for index in range(self.blocks_per_view):
                 yield self.block(view, index)
 

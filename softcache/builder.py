@@ -21,6 +21,7 @@ import numpy as np
 from softcache import cache as caches
 from softcache import manifest as m
 from softcache import measure
+from softcache.arrays import keep_view, view_rows
 from softcache.block import Block
 from softcache.cache import Cache
 from softcache.checker import FOREIGN, verify
@@ -183,7 +184,7 @@ def _reopen(job: Job, say: Callable[[str], None]) -> None:
     )
     job.store.path(m.MANIFEST).unlink()
     blocks = {(d.view, d.shard) for d in damaged if d.view is not None and d.shard is not None}
-    receipts = {m.Receipt.path(job.grid.block(view, shard)) for view, shard in blocks}
+    receipts = {job.part.receipt(job.grid.block(view, shard)) for view, shard in blocks}
     for name in receipts | {d.file for d in damaged if d.file.startswith("receipts/v")}:
         job.store.path(name).unlink(missing_ok=True)
 
@@ -264,7 +265,7 @@ def _groups(job: Job, world: int) -> list[list[Block]]:
 
 def _missing(job: Job, groups: list[list[Block]]) -> list[list[Block]]:
     """The blocks that have no receipt yet."""
-    found = [[b for b in group if not job.store.exists(m.Receipt.path(b))] for group in groups]
+    found = [[b for b in group if not job.store.exists(job.part.receipt(b))] for group in groups]
     return [group for group in found if group]
 
 
@@ -339,7 +340,7 @@ def _rendered(
 def _claimed(job: Job, block: Block, claims: ExitStack) -> Work | None:
     """The block on its way; None where another builder has it, or had it."""
     claim = claims.enter_context(ExitStack())
-    if claim.enter_context(job.store.claim(block.name)) and not job.store.exists(m.Receipt.path(block)):
+    if claim.enter_context(job.store.claim(block.name)) and not job.store.exists(job.part.receipt(block)):
         return Work(block, job.grid.samples_of(block), claim)
     claim.close()
     return None
@@ -348,7 +349,7 @@ def _claimed(job: Job, block: Block, claims: ExitStack) -> Work | None:
 def _empty(job: Job, work: Work, start: int) -> Batch:
     rows = min(job.batch, work.block.rows - start)
     pixels = np.zeros((job.batch, *job.teacher.input_spec.size, 3), np.uint8)
-    views = m.view_rows(rows, job.recipe.parameters, job.recipe.mixed, job.recipe.tiled)
+    views = view_rows(rows, job.recipe.parameters, job.recipe.mixed, job.recipe.tiled)
     given = {"probes": np.zeros((job.batch, COUNT, 4), np.float32)} if job.probed else {}
     return Batch(work, start, rows, pixels, given, views, [])
 
@@ -365,7 +366,7 @@ def _render(job: Job, batches: list[Batch], rows: range) -> None:
                 batch.pixels[row] = render(image, view, size, images)
                 if job.probed:
                     batch.given["probes"][row] = job.points(view, sample, batch.work.block.view)
-                m.keep_view(batch.views, row, view)
+                keep_view(batch.views, row, view)
         except UnreadableImage:
             for batch in batches:
                 batch.unreadable.append(sample)

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 
 from softcache import manifest as m
 from softcache import spec, views
+from softcache.arrays import block_arrays, constant, view_rows
 from softcache.block import Block
 from softcache.errors import (
     DamageError,
@@ -25,6 +26,8 @@ from softcache.errors import (
     SpecError,
     nearest,
 )
+from softcache.identity import Identity
+from softcache.parts import Part, follow, identity_file
 from softcache.reader import Reader
 from softcache.recipe import View
 from softcache.store import Store
@@ -50,8 +53,10 @@ def open(path: str | Path) -> Cache:
         manifest = m.read(m.Manifest, raw, where, hint)
         if not manifest.stands_for(raw):
             raise DamageError(f"{where} was edited: its digest does not match its content; {hint}")
+        if not all(part.holds_together() for part in (manifest, *manifest.parts)):
+            raise DamageError(f"{where} was edited: its identity is not the one that was begun with; {hint}")
         return Cache(store, manifest.identity, manifest)
-    if store.exists(m.IDENTITY):
+    if store.exists(identity_file(0)):
         return Cache(store, read_identity(store), None)
     if not store.root.is_dir():
         what = "is a file" if store.root.exists() else "does not exist"
@@ -60,10 +65,11 @@ def open(path: str | Path) -> Cache:
     raise NoCache(f"{store.root} is no cache: it {what}. Build one with build-cache … -o FOLDER")
 
 
-def read_identity(store: Store) -> m.Identity:
-    """The identity of a build that has begun."""
-    hint = "this build cannot be resumed: delete the folder and build again"
-    return m.read(m.Identity, store.get(m.IDENTITY, m.MAX_JSON), str(store.path(m.IDENTITY)), hint)
+def read_identity(store: Store, part: int = 0) -> Identity:
+    """The identity of a build, or of a part of a cache, that has begun."""
+    name, what = identity_file(part), "folder and build" if part == 0 else f"folder parts/{part} and extend"
+    hint = f"this build cannot be resumed: delete the {what} again"
+    return m.read(Identity, store.get(name, m.MAX_JSON), str(store.path(name)), hint)
 
 
 class Cache:
@@ -74,25 +80,30 @@ class Cache:
         targets: name → :class:`~softcache.targets.Target`.
         parameters: numbers kept of every view's pixel ops.
         mixed: are views mixed with those of other samples? tiled: are views mosaics?
-        identity: what was built, as plain JSON values.
+        identity: what was built, as plain JSON values; targets and views are those of all parts, the rest is part 0's.
+        parts: what it was made of, see :mod:`softcache.parts`.
         manifest: None while the build is unfinished.
         teacher_rows: rows that a teacher answered in the very call of ``build`` that returned this; 0 when opened.
         pace: and how fast, see :meth:`softcache.meter.Meter.pace`; empty when opened.
     """
 
-    def __init__(self, store: Store, identity: m.Identity, manifest: m.Manifest | None):
-        self.store, self.manifest, self._identity = store, manifest, identity
+    def __init__(self, store: Store, identity: Identity, manifest: m.Manifest | None):
+        self.store, self.manifest = store, manifest
+        self.parts: tuple[Part, ...] = follow(
+            [identity, *(p.identity for p in manifest.parts)] if manifest else [identity]
+        )
+        self._identity = whole = _whole(self.parts)
         self._where = str(store.root)  # in messages
-        self.identity: dict[str, Any] = identity.model_dump(mode="json")
-        self.grid = identity.make_grid()
+        self.identity: dict[str, Any] = whole.model_dump(mode="json")
+        self.grid = whole.make_grid()
         self.samples, self.views = self.grid.samples, self.grid.views
         self.teacher_rows = 0
         self.pace: dict[str, float] = {}
-        self.targets: dict[str, Target] = identity.make_targets()
-        recipe = identity.recipe
+        self.targets: dict[str, Target] = whole.make_targets()
+        recipe = whole.recipe
         self.parameters, self.mixed, self.tiled = recipe.parameters, recipe.mixed, recipe.tiled
-        arrays = m.arrays(self.grid, self.targets, self.parameters, self.mixed, self.tiled)
-        self.arrays = {a.path: a for a in arrays}
+        seen = view_rows(0, self.parameters, self.mixed, self.tiled)
+        self.arrays = {a.path: a for a in block_arrays(self.grid, self.targets, seen)}
         # A finished cache has every block; one that is being built is asked before a file is touched.
         check = self._built if manifest is None else _nothing
         self.reader = Reader(store, self.grid, list(self.arrays.values()), check)
@@ -165,7 +176,29 @@ class Cache:
     @property
     def equivariance(self) -> dict[str, dict[str, float]]:
         """How far each spatial target moves with its view, as the build measured; see docs/format.md."""
-        return {} if self.manifest is None else self.manifest.report.equivariance
+        return {} if self.manifest is None else self.report.equivariance
+
+    @cached_property
+    def report(self) -> m.Report:
+        """What was measured, of all parts. :class:`NotBuilt` while there is no manifest."""
+        if self.manifest is None:
+            raise NotBuilt(f"{self.path} is not finished: run the same build-cache command again")
+        parts = (self.manifest, *self.manifest.parts)
+        return m.together(
+            [(p.grid.views - p.grid.first, s.report) for p, s in zip(self.parts, parts, strict=True)]
+        )
+
+    def teacher(self, target: str) -> dict[str, Any]:
+        """Who said a target: the identity of its teacher, as plain JSON values."""
+        self._require(target)
+        said = next(part for part in self.parts if target in part.targets)
+        return said.identity.teacher.model_dump(mode="json")
+
+    @property
+    def constants(self) -> dict[str, m.Constant]:
+        """Its constant arrays by path, those of parts below ``parts/NUMBER/``; none while it is being built."""
+        parts = (self.manifest, *self.manifest.parts) if self.manifest else ()
+        return {path: one for part in parts for path, one in part.constants.items()}
 
     def constant(self, path: str) -> np.ndarray:
         """A constant array of the cache (``ids/offsets``, ``canary/pixels``), mapped."""
@@ -174,18 +207,17 @@ class Cache:
 
     def _constant_array(self, path: str) -> Array:
         if self.manifest is not None:
-            if path not in self.manifest.constants:
-                raise DamageError(
-                    f"{self.path} has no constant {path!r}{nearest(path, self.manifest.constants)}"
-                )
-            return self.manifest.constants[path].array(path)
-        offsets = m.constant("ids/offsets", (self.samples + 1,), "int64")
+            known = self.constants
+            if path not in known:
+                raise DamageError(f"{self.path} has no constant {path!r}{nearest(path, known)}")
+            return known[path].array(path)
+        offsets = constant("ids/offsets", (self.samples + 1,), "int64")
         if path == offsets.path:
             return offsets
         if path != "ids/bytes":
             raise NotBuilt(f"{self.path} is not finished: its {path} is written at the end of the build")
         characters = self.constant(offsets.path)[-1]
-        return m.constant("ids/bytes", (int(characters),), "uint8")
+        return constant("ids/bytes", (int(characters),), "uint8")
 
     # -- rows ------------------------------------------------------------------------------------------
 
@@ -287,22 +319,34 @@ class Cache:
         return self.targets[name].decode(self.reader.fields(f"targets/{name}", view, positions, slab))
 
     def _built(self, block: Block) -> m.Receipt:
-        if not self.store.exists(m.Receipt.path(block)):
+        if not self.store.exists(self.parts[0].receipt(block)):
             raise NotBuilt(
                 f"view {block.view}, block {block.index} of {self.path} is not built yet: finish the build"
             )
-        return load_receipt(self.store, self._identity, block)[0]
+        return load_receipt(self.store, self.parts[0], block)[0]
 
-    @cached_property
-    def table(self) -> np.ndarray:
-        """Digest and size of every file: ``(blocks, arrays + 1)`` of :data:`softcache.manifest.ENTRY`."""
+    def table(self, part: int) -> np.ndarray:
+        """Digest and size of every file of a part: ``(blocks, arrays + 1)`` of :data:`softcache.manifest.ENTRY`."""
         if self.manifest is None:
             raise NotBuilt(f"{self.path} is not finished: it has no table of files yet")
-        blocks = self.grid.blocks_per_view * self.views
-        data = self.store.get(m.TABLE, blocks * (len(self.arrays) + 1) * m.ENTRY.itemsize)
-        if spec.digest(data) != self.manifest.files.sha256:
-            raise DamageError(f"{self.store.path(m.TABLE)} is not the table the manifest names")
-        return m.unpack_table(data, blocks, len(self.arrays))
+        one, sealed = self.parts[part], (self.manifest, *self.manifest.parts)[part]
+        grid, name = one.grid, one.table_file
+        blocks = grid.blocks_per_view * (grid.views - grid.first)
+        data = self.store.get(name, blocks * (len(one.arrays) + 1) * m.ENTRY.itemsize)
+        if spec.digest(data) != sealed.files.sha256:
+            raise DamageError(f"{self.store.path(name)} is not the table the manifest names")
+        return m.unpack_table(name, data, blocks, len(one.arrays))
+
+
+def _whole(parts: tuple[Part, ...]) -> Identity:
+    """What the parts are together: part 0, with the targets and the views of all."""
+    first, last = parts[0].identity, parts[-1].identity
+    if len(parts) == 1:
+        return first
+    targets = {name: target for part in parts for name, target in part.identity.targets.items()}
+    grid = first.grid.model_copy(update={"views": last.grid.views})
+    probes = next((part.identity.probes for part in parts if part.identity.probes), None)
+    return first.model_copy(update={"targets": targets, "grid": grid, "probes": probes})
 
 
 def _nothing(block: Block) -> None:
@@ -343,15 +387,15 @@ def integers(samples: ArrayLike) -> np.ndarray:
     return found.astype(np.int64, copy=False)
 
 
-def load_receipt(store: Store, identity: m.Identity, block: Block) -> tuple[m.Receipt, bytes]:
-    """A block's receipt and its bytes, checked to belong to this identity."""
-    name = m.Receipt.path(block)
+def load_receipt(store: Store, part: Part, block: Block) -> tuple[m.Receipt, bytes]:
+    """A block's receipt and its bytes, checked to belong to this part."""
+    name = part.receipt(block)
     raw = store.get(name, m.MAX_JSON)
     receipt = m.read(
         m.Receipt, raw, str(store.path(name)), "delete it and build again: its block is made anew"
     )
     if not receipt.stands_for(raw):
         raise DamageError(f"{store.path(name)} was changed since it was written; delete it and build again")
-    if receipt.identity != identity.digest or receipt.block != (block.view, block.index):
+    if receipt.identity != part.identity.digest or receipt.block != (block.view, block.index):
         raise MismatchError(f"{store.path(name)} belongs to another build; delete it and build again")
     return receipt, raw

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from softcache import manifest as m
+from softcache.arrays import view_rows
 from softcache.cache import Cache
 from softcache.errors import DamageError, MismatchError, NotBuilt, UnreadableImage
 from softcache.keyed import draws
@@ -204,8 +204,8 @@ def _impossible(cache: Cache, samples: np.ndarray, kept: Mapping[str, np.ndarray
 
 def room(rows: int, parameters: int, mixed: bool, tiled: bool) -> dict[str, np.ndarray]:
     """Room for so many canaries' views by the names of the arrays below ``canary/``, zeros."""
-    found = m.view_rows(rows, parameters, mixed, tiled)
-    parts = {f"tile{j}_": m.view_rows(rows, parameters, False, False) for j in range(TILES * tiled)}
+    found = view_rows(rows, parameters, mixed, tiled)
+    parts = {f"tile{j}_": view_rows(rows, parameters, False, False) for j in range(TILES * tiled)}
     if mixed:
         parts["partner_"] = room(rows, parameters, False, tiled)
     return found | {of + name: numbers for of, part in parts.items() for name, numbers in part.items()}

@@ -23,8 +23,8 @@ def summary(cache: Cache) -> dict[str, Any]:
         "identity": cache.identity,
     }
     if manifest:
-        found["report"] = manifest.report.model_dump()
-        constants = {p: c for p, c in manifest.constants.items() if p.startswith("constants/")}
+        found["report"] = cache.report.model_dump()
+        constants = {p: c for p, c in cache.constants.items() if "constants" in p.split("/")}
         found["constants"] = {
             p: c.model_dump(include={"dtype", "shape", "bytes"}) for p, c in constants.items()
         }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from softcache import cache as caches
-from softcache import canary, measure, probes, spec
+from softcache import canary, inventory, measure, probes
 from softcache import manifest as m
 from softcache.cache import Cache
 from softcache.errors import DamageError, MismatchError, NotBuilt
-from softcache.finish import metadata
+from softcache.identity import differences
+from softcache.inventory import File
 from softcache.keyed import draws
 from softcache.probe import answers
 from softcache.recipe import gather, render
@@ -31,8 +31,7 @@ class Damage:
 
     Attributes:
         file: inside the cache. problem: what is wrong, in words.
-        target: the target whose values it holds; None for files of the cache as a whole.
-        field, view, shard: where its values stand; None likewise.
+        target, field, view, shard: where its values stand; None for files of the cache as a whole.
     """
 
     file: str
@@ -51,21 +50,6 @@ class Damage:
         return f"{self.file}{where}: {self.problem}"
 
 
-@dataclass(frozen=True)
-class Expected:
-    """A file the manifest names."""
-
-    file: str
-    entry: m.Entry
-    target: str | None = None
-    field: str | None = None
-    view: int | None = None
-    shard: int | None = None
-
-    def damage(self, problem: str) -> Damage:
-        return Damage(self.file, problem, self.target, self.field, self.view, self.shard)
-
-
 def verify(cache: Cache | str | Path, *, read_data: bool = False) -> list[Damage]:
     """Everything that is wrong with a cache; an empty list when nothing is.
 
@@ -79,21 +63,24 @@ def verify(cache: Cache | str | Path, *, read_data: bool = False) -> list[Damage
     cache = cache if isinstance(cache, Cache) else caches.open(cache)
     if cache.manifest is None:
         raise NotBuilt(f"{cache.path} is not finished: run the same build-cache command again, then verify")
-    known = {m.MANIFEST}
-    found = []
     try:
-        expected = list(_expected(cache))
+        expected = list(inventory.files(cache))
     except DamageError as e:
-        return [Damage(m.TABLE, str(e))]
+        return [Damage(cache.parts[0].table_file, str(e))]
+    found = []
     for one in expected:
-        known.add(one.file)
         problem = _problem(cache, one, read_data)
         if problem:
-            found.append(one.damage(problem))
-    return found + [Damage(n, FOREIGN) for n in cache.store.names() if n not in known]
+            found.append(Damage(one.file, problem, one.target, one.field, one.view, one.shard))
+    known = {m.MANIFEST, *(one.file for one in expected)}
+    foreign = [name for name in cache.store.names() if name not in known]
+    if foreign and (part := inventory.begun(cache)):
+        beginning = inventory.expected(part)
+        foreign = [name for name in foreign if name not in beginning]
+    return found + [Damage(name, FOREIGN) for name in foreign]
 
 
-def _problem(cache: Cache, expected: Expected, read_data: bool) -> str | None:
+def _problem(cache: Cache, expected: File, read_data: bool) -> str | None:
     try:
         size = cache.store.size(expected.file)
         if size is None:
@@ -105,24 +92,6 @@ def _problem(cache: Cache, expected: Expected, read_data: bool) -> str | None:
     except DamageError as e:  # a folder above it is a link, the disk cannot read it
         return str(e)
     return None
-
-
-def _expected(cache: Cache) -> Iterator[Expected]:
-    manifest = cache.manifest
-    assert manifest is not None
-    yield Expected(m.IDENTITY, manifest.identity_file)
-    yield Expected(m.TABLE, manifest.files)
-    for path, constant in sorted(manifest.constants.items()):
-        yield Expected(constant.array(path).file(), constant)
-    arrays = list(cache.arrays.values())
-    for name, data in metadata(arrays, manifest.constants).items():
-        yield Expected(name, m.Entry(sha256=spec.digest(data), bytes=len(data)))
-    for block, entries in zip(cache.grid.blocks(), cache.table, strict=True):
-        *shards, receipt = (m.Entry(sha256=bytes(e["sha256"]).hex(), bytes=int(e["bytes"])) for e in entries)
-        yield Expected(m.Receipt.path(block), receipt)
-        for array, entry in zip(arrays, shards, strict=True):
-            target, _, field = array.path.removeprefix("targets/").rpartition("/")
-            yield Expected(array.file(block.view, block.index), entry, target, field, block.view, block.index)
 
 
 # -- against a living teacher ------------------------------------------------------------------------------
@@ -227,7 +196,7 @@ def diff(a: Cache, b: Cache, rows: int = 64) -> dict[str, Any]:
         ``{"same": bool, "identity": [(field, in a, in b), …], "ids": {"only_a", "only_b", "both"}, "values":
         {target: fidelity of b to a}}``; the values are of up to ``rows`` keyed rows that both hold.
     """
-    identity = m.differences(a.identity, b.identity)
+    identity = differences(a.identity, b.identity)
     theirs, ours = set(b.ids), set(a.ids)
     both = [i for i in a.ids if i in theirs]
     found = {

@@ -16,6 +16,7 @@ import softcache
 from softcache import cache as caches
 from softcache import manifest as m
 from softcache import probes
+from softcache.arrays import constant
 from softcache.block import Grid
 from softcache.errors import (
     MismatchError,
@@ -26,6 +27,19 @@ from softcache.errors import (
     UnreadableImage,
     nearest,
 )
+from softcache.identity import (
+    MAX_BLOCK_ROWS,
+    MAX_VIEWS,
+    VERSION,
+    GridId,
+    Identity,
+    ProbesId,
+    RecipeId,
+    SourceId,
+    TargetId,
+    differences,
+)
+from softcache.parts import Part, identity_file
 from softcache.recipe import Recipe, View
 from softcache.recipe.partner import Drawer, drawn
 from softcache.source import Source, digest_labels
@@ -47,13 +61,26 @@ class Job:
     source: Source
     teacher: Teacher
     recipe: Recipe
-    identity: m.Identity
-    grid: Grid
-    targets: dict[str, Target]
-    arrays: list[Array]
+    part: Part
     labels: np.ndarray
     skip_corrupt: bool
     image: Kept
+
+    @property
+    def identity(self) -> Identity:
+        return self.part.identity
+
+    @property
+    def grid(self) -> Grid:
+        return self.part.grid
+
+    @property
+    def targets(self) -> dict[str, Target]:
+        return self.part.targets
+
+    @property
+    def arrays(self) -> list[Array]:
+        return self.part.arrays
 
     @property
     def batch(self) -> int:
@@ -114,11 +141,9 @@ def prepare(
     )
     if stored.digest != wanted.digest:
         raise _refusal(store, stored, wanted)
-    grid, targets = stored.make_grid(), stored.make_targets()
-    arrays = m.arrays(grid, targets, recipe.parameters, recipe.mixed, recipe.tiled)
     # of a part of the source as large a share: a pilot then goes at the build's pace
     image = Kept(source, int(ROOM * source.share) if recipe.mixed or recipe.tiled else 0)
-    return Job(store, source, teacher, recipe, stored, grid, targets, arrays, labels, skip_corrupt, image)
+    return Job(store, source, teacher, recipe, Part(0, stored), labels, skip_corrupt, image)
 
 
 def _try(recipe: Recipe, source: Source) -> None:
@@ -131,11 +156,13 @@ def _try(recipe: Recipe, source: Source) -> None:
         drawn(recipe, source, 0, k, image)
 
 
-def begun(store: Store) -> m.Identity | None:
+def begun(store: Store) -> Identity | None:
     """The identity of the build in the store, None for a new one; :class:`MismatchError` where something else lies."""
-    started = store.exists(m.IDENTITY)
+    started = store.exists(identity_file(0))
     foreign = [] if started else [n for n in store.names() if not n.startswith("ids/")]
-    if started or store.exists(m.IDENTITY):  # asked again: another builder may have begun while we looked
+    if started or store.exists(
+        identity_file(0)
+    ):  # asked again: another builder may have begun while we looked
         if store.exists(m.MANIFEST):
             caches.open(store.root)  # an edited manifest is damage, not something to build over
         return caches.read_identity(store)
@@ -148,16 +175,16 @@ def begun(store: Store) -> m.Identity | None:
     return None
 
 
-def _begin(store: Store, source: Source, identity: m.Identity) -> m.Identity:
+def _begin(store: Store, source: Source, identity: Identity) -> Identity:
     """Write the ids and the identity once; whoever comes second takes the first one's."""
     while True:
         with store.claim("identity") as mine:
-            if store.exists(m.IDENTITY):
+            if store.exists(identity_file(0)):
                 return caches.read_identity(store)
             if mine:
                 for array, values in ids_arrays(source.ids):
                     store.put(array.file(), array.encode(values))
-                store.put(m.IDENTITY, identity.to_bytes())
+                store.put(identity_file(0), identity.to_bytes())
                 return identity
         time.sleep(0.05)
 
@@ -168,7 +195,7 @@ def ids_arrays(ids: tuple[str, ...]) -> list[tuple[Array, np.ndarray]]:
     offsets = np.concatenate([[0], np.cumsum([len(r) for r in raw])]).astype(np.int64)
     text = np.frombuffer(b"".join(raw), np.uint8)
     return [
-        (m.constant(f"ids/{n}", v.shape, v.dtype.name), v) for n, v in (("offsets", offsets), ("bytes", text))
+        (constant(f"ids/{n}", v.shape, v.dtype.name), v) for n, v in (("offsets", offsets), ("bytes", text))
     ]
 
 
@@ -242,12 +269,12 @@ def _identity(
     targets: dict[str, Target],
     answer: list[float] | None,
     block_rows: int | None,
-) -> m.Identity:
+) -> Identity:
     who = teacher.identity()
     rows = block_rows or default_rows(targets, len(source), who.batch)
-    return m.Identity(
-        version=m.VERSION,
-        source=m.SourceId(
+    return Identity(
+        version=VERSION,
+        source=SourceId(
             layout=source.layout,
             split=source.split,
             ids=source.ids_digest,
@@ -257,19 +284,19 @@ def _identity(
             decoder=source.decoder(),
             boxes=source.boxes_digest,
         ),
-        recipe=m.RecipeId(**recipe.identity()),
+        recipe=RecipeId(**recipe.identity()),
         teacher=who.model_copy(update={"batch": min(who.batch, rows), "answer": answer}),
-        targets={n: m.TargetId(**t.identity()) for n, t in targets.items()},
-        grid=m.GridId(
+        targets={n: TargetId(**t.identity()) for n, t in targets.items()},
+        grid=GridId(
             samples=len(source), views=views, block_rows=rows, permutation="feistel-6", key=recipe.seed
         ),
         libraries=_libraries(teacher),
-        probes=m.ProbesId(count=probes.COUNT, version=probes.VERSION) if probed else None,
+        probes=ProbesId(count=probes.COUNT, version=probes.VERSION) if probed else None,
     )
 
 
 def _as_stored(
-    stored: m.Identity, asked: tuple[Request, ...], layouts: Mapping[str, Layout]
+    stored: Identity, asked: tuple[Request, ...], layouts: Mapping[str, Layout]
 ) -> dict[str, Target]:
     """The targets that are asked for, with the shapes they have in the build that has begun."""
     shapes = {n: tuple(t.shape) for n, t in stored.targets.items()}
@@ -279,8 +306,8 @@ def _as_stored(
         raise MismatchError(f"the build that has begun has other targets: {e}") from e
 
 
-def _refusal(store: Store, stored: m.Identity, wanted: m.Identity) -> MismatchError:
-    found = m.differences(stored.model_dump(mode="json"), wanted.model_dump(mode="json"))
+def _refusal(store: Store, stored: Identity, wanted: Identity) -> MismatchError:
+    found = differences(stored.model_dump(mode="json"), wanted.model_dump(mode="json"))
     told = "; ".join(f"{path} is {_short(a)} there and {_short(b)} here" for path, a, b in found[:4])
     more = f" (and {len(found) - 4} more)" if len(found) > 4 else ""
     return MismatchError(
@@ -311,10 +338,10 @@ def check(source: Source, views: int, block_rows: int | None, recipe: Recipe) ->
     """Refuse what cannot be a cache before a teacher is loaded."""
     if not len(source):
         raise SourceError(f"{source.describe()} is empty")
-    if not 1 <= views <= m.MAX_VIEWS:
-        raise SpecError(f"views is {views:,}: from 1 to {m.MAX_VIEWS:,}")
-    if block_rows is not None and not 1 <= block_rows <= m.MAX_BLOCK_ROWS:
-        raise SpecError(f"block_rows is {block_rows:,}: from 1 to {m.MAX_BLOCK_ROWS:,}")
+    if not 1 <= views <= MAX_VIEWS:
+        raise SpecError(f"views is {views:,}: from 1 to {MAX_VIEWS:,}")
+    if block_rows is not None and not 1 <= block_rows <= MAX_BLOCK_ROWS:
+        raise SpecError(f"block_rows is {block_rows:,}: from 1 to {MAX_BLOCK_ROWS:,}")
     if (recipe.mixed or recipe.tiled) and len(source) < 2:
         what = "mixes every sample with another" if recipe.mixed else "shows every sample with others"
         raise SpecError(

@@ -177,8 +177,7 @@ def motion_words(figures: Mapping[str, float]) -> str:
 
 def tell(cache: Cache) -> str:
     """What a build says at its end."""
-    assert cache.manifest is not None
-    r = cache.manifest.report
+    r = cache.report
     rows = cache.samples * cache.views
     lines = [f"{cache.path}: {cache.samples:,} samples × {cache.views} views, {size(r.bytes)} in shards"]
     lines[0] += f" ({r.bytes / rows:,.1f} bytes a view), digest {cache.digest[:16]}"
@@ -192,6 +191,6 @@ def tell(cache: Cache) -> str:
             f"  top-1 of what was cached against the labels: {r.top1:.2%} of {r.labelled:,} rows "
             f"({r.teacher_top1:.2%} before encoding)"
         )
-    if cache.manifest.invalid:
-        lines.append(f"  {len(cache.manifest.invalid):,} samples are invalid: their images could not be read")
+    if len(cache.invalid):
+        lines.append(f"  {len(cache.invalid):,} samples are invalid: their images could not be read")
     return "\n".join(lines)

@@ -16,11 +16,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from softcache import manifest as m
+from softcache.arrays import constant
 from softcache.builder import build, open_source
 from softcache.cache import Cache
 from softcache.canary import COUNT
 from softcache.errors import SpecError
-from softcache.finish import metadata
+from softcache.identity import Identity
+from softcache.inventory import metadata
 from softcache.job import begun, check, default_rows, ids_arrays
 from softcache.measure import size, words
 from softcache.meter import clock
@@ -178,7 +180,7 @@ def _files(cache: Cache, source: Source, settings: dict[str, Any]) -> tuple[list
     planned = _planned(cache, source, settings)
     whole = Cache(cache.store, planned, None)  # it has a grid and arrays, and nothing on any disk
     blocks, rows = whole.views * whole.grid.blocks_per_view, whole.views * whole.samples
-    sizes = cache.table["bytes"].astype(float)  # (the pilot's blocks, arrays + 1)
+    sizes = cache.table(0)["bytes"].astype(float)  # (the pilot's blocks, arrays + 1)
     found = []
     for array, column in zip(whole.arrays.values(), sizes.T, strict=False):
         varying = column.sum() - len(column) * cache.arrays[array.path].fixed_bytes()
@@ -195,7 +197,7 @@ def _files(cache: Cache, source: Source, settings: dict[str, Any]) -> tuple[list
     return found + [(each, 1) for each in once], len(derived) + 1
 
 
-def _planned(cache: Cache, source: Source, settings: dict[str, Any]) -> m.Identity:
+def _planned(cache: Cache, source: Source, settings: dict[str, Any]) -> Identity:
     """The identity of the whole cache, but for its digests and words of source and build."""
     assert cache.manifest is not None
     views = settings["views"]
@@ -213,7 +215,7 @@ def _constants(cache: Cache, source: Source, rows: int) -> dict[str, m.Constant]
         lead = min(COUNT, rows) if path.startswith("canary/") else c.shape[0]
         shapes[path] = (lead, *c.shape[1:]), c.dtype
     shapes |= {array.path: (array.shape, array.dtype) for array, _ in ids_arrays(source.ids)}
-    arrays = [m.constant(path, shape, dtype) for path, (shape, dtype) in shapes.items()]
+    arrays = [constant(path, shape, dtype) for path, (shape, dtype) in shapes.items()]
     return {
         a.path: m.Constant(sha256="0" * 64, bytes=a.plain_bytes(), dtype=a.dtype, shape=list(a.shape))
         for a in arrays

@@ -172,5 +172,5 @@ def _commit(job: Job, work: Work) -> int:
         invalid=sorted(work.invalid),
         **vars(work.tally),
     )
-    job.store.put(m.Receipt.path(work.block), receipt.signed().to_bytes())
+    job.store.put(job.part.receipt(work.block), receipt.signed().to_bytes())
     return written

@@ -17,8 +17,8 @@ FLOORS = [
     {"errors", "spec", "keyed", "options"},
     {"codecs", "store", "remote"},
     {"source", "recipe", "targets", "pixels"},
-    {"block", "zarrfile", "manifest", "warp", "geometry", "probes"},
-    {"cache", "canary", "reader", "several", "views"},
+    {"block", "zarrfile", "identity", "arrays", "parts", "manifest", "warp", "geometry", "probes"},
+    {"cache", "canary", "inventory", "reader", "several", "views"},
     {
         "job",
         "meter",

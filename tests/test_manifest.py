@@ -17,6 +17,8 @@ import pytest
 import softcache as sc
 from softcache import manifest as m
 from softcache.errors import DamageError, MismatchError, SoftcacheError
+from softcache.identity import VERSION, differences
+from softcache.parts import identity_file
 from softcache.spec import canonical_json, digest
 from softcache.store import Store
 from softcache.testing import flip_bit
@@ -33,10 +35,15 @@ def edit(path: Path, change: Change) -> None:
 
 
 def sign(path: Path, change: Change) -> None:
-    """Change the values as an enemy would: with the right digest."""
+    """Change the values as an enemy would: with the right digests, of the identity's own file too."""
     file = path / m.MANIFEST
     value = json.loads(file.read_bytes())
+    before = json.dumps(value.get("identity"))
     change(value)
+    if json.dumps(value.get("identity")) != before:
+        raw = canonical_json(value["identity"])
+        value["identity_file"] = {"sha256": digest(raw), "bytes": len(raw)}
+        (path / identity_file(0)).write_bytes(raw)
     del value["digest"]
     file.write_bytes(canonical_json(value | {"digest": digest(canonical_json(value))}))
 
@@ -150,6 +157,14 @@ SPELLINGS: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
+def test_an_identity_that_is_not_the_one_of_its_file_is_damage(small_copy: Path):
+    own = (small_copy / identity_file(0)).read_bytes()
+    sign(small_copy, at("identity", "recipe", "seed", to=77))
+    (small_copy / identity_file(0)).write_bytes(own)
+    sign(small_copy, at("identity_file", to={"sha256": digest(own), "bytes": len(own)}))
+    assert "its identity is not the one" in refused(small_copy, DamageError)
+
+
 @pytest.mark.parametrize("spell", SPELLINGS.values(), ids=SPELLINGS)
 def test_the_same_values_spelled_otherwise_are_not_what_was_written(small_copy: Path, spell):
     raw = (small_copy / m.MANIFEST).read_bytes()
@@ -199,9 +214,9 @@ def test_a_manifest_that_is_no_file_is_damage(small_copy: Path, kind: str):
 
 @pytest.mark.parametrize("write", [edit, sign])
 def test_a_newer_major_version_is_a_mismatch(small_copy: Path, write):
-    write(small_copy, at("identity", "version", to=[m.VERSION[0] + 1, 0]))
+    write(small_copy, at("identity", "version", to=[VERSION[0] + 1, 0]))
     message = refused(small_copy, MismatchError)
-    assert f"version {m.VERSION[0] + 1}" in message and "upgrade softcache" in message
+    assert f"version {VERSION[0] + 1}" in message and "upgrade softcache" in message
 
 
 def test_a_newer_major_version_may_look_quite_different(small_copy: Path):
@@ -321,7 +336,7 @@ def test_a_manifest_names_its_teacher_and_never_imports_it(small_copy: Path, tmp
 
 def test_a_half_written_identity_is_damage(small_copy: Path):
     (small_copy / m.MANIFEST).unlink()
-    (small_copy / m.IDENTITY).write_bytes((small_copy / m.IDENTITY).read_bytes()[:-9])
+    (small_copy / identity_file(0)).write_bytes((small_copy / identity_file(0)).read_bytes()[:-9])
     assert "delete the folder" in refused(small_copy, DamageError)
 
 
@@ -353,5 +368,5 @@ def test_no_name_leaves_the_folder(tmp_path: Path, name: str):
 
 def test_differences_are_named_by_their_path():
     a, b = {"x": {"y": 1, "z": 2}, "w": [1]}, {"x": {"y": 3}, "w": [1]}
-    assert m.differences(a, b) == [("x.y", 1, 3), ("x.z", 2, None)]
-    assert m.differences(a, a) == []
+    assert differences(a, b) == [("x.y", 1, 3), ("x.z", 2, None)]
+    assert differences(a, a) == []

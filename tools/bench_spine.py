@@ -181,13 +181,13 @@ def _synthetic(
     folder: Path, shape: tuple[int, ...], samples: int, block_rows: int, asked: str
 ) -> tuple[Target, Grid, list[Array], Reader]:
     """Files whose rows are noise (maps: half of it zeros, as after a ReLU), written by the product's encoders."""
-    from softcache import manifest as m
+    from softcache.arrays import block_arrays
 
     (request,) = requests([asked])
     target = request.resolve(shape)
     grid = Grid(samples, 1, block_rows, 0)
     rng = np.random.default_rng(0)
-    arrays = m.arrays(grid, {target.name: target})
+    arrays = block_arrays(grid, {target.name: target})
     store = Store(folder)
     for block in grid.blocks():
         values = rng.standard_normal((block.rows, *shape), np.float32)

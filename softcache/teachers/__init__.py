@@ -29,7 +29,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from softcache.errors import SpecError, TeacherError, suggest
-from softcache.manifest import InputSpec, TeacherId
+from softcache.identity import InputSpec, TeacherId
 from softcache.targets import Layout
 
 __all__ = ["TEACHERS", "Options", "Teacher", "constants_of", "layouts_of", "load"]

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from softcache.errors import MismatchError, SpecError, nearest
-from softcache.manifest import InputSpec, TeacherId
+from softcache.identity import InputSpec, TeacherId
 from softcache.targets import Layout, is_logits
 from softcache.teachers import Teacher, constants_of, layouts_of
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from softcache import spec
 from softcache.errors import MismatchError, SpecError, TeacherError
-from softcache.manifest import InputSpec, MemberId, TeacherId
+from softcache.identity import InputSpec, MemberId, TeacherId
 from softcache.targets import is_logits
 from softcache.teachers import Options, Teacher, constants_of, layouts_of, load
 from softcache.teachers.classes import Permuted

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from softcache.errors import SoftcacheError, SpecError, TeacherError, nearest, suggest
-from softcache.manifest import InputSpec, TeacherId
+from softcache.identity import InputSpec, TeacherId
 from softcache.teachers import Options, constants_of, failure, input_spec, layouts_of, weights
 from softcache.teachers.classes import names_of
 

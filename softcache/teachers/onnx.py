@@ -15,7 +15,7 @@ import numpy as np
 
 from softcache import spec
 from softcache.errors import SpecError, TeacherError, suggest
-from softcache.manifest import InputSpec, TeacherId
+from softcache.identity import InputSpec, TeacherId
 from softcache.targets.layout import Layout
 from softcache.teachers import Options, Teacher, heads, input_spec
 from softcache.teachers.classes import names_in

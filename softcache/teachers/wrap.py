@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from softcache.errors import SoftcacheError, SpecError, TeacherError, nearest
-from softcache.manifest import InputSpec, TeacherId
+from softcache.identity import InputSpec, TeacherId
 from softcache.teachers import Options, Teacher, constants_of, failure, input_spec, layouts_of
 from softcache.teachers.classes import names_of
 
