@@ -31,7 +31,8 @@ class Damage:
 
     Attributes:
         file: inside the cache. problem: what is wrong, in words.
-        target, field, view, shard: where its values stand; None for files of the cache as a whole.
+        target, field, view, shard: where its values stand; of a receipt view and shard alone; None for files of the cache
+            as a whole.
     """
 
     file: str

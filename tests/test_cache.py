@@ -378,9 +378,11 @@ def test_a_block_can_be_read_as_soon_as_it_is_committed(unfinished: Cache, small
 
 def test_what_only_a_whole_cache_knows_is_not_built(unfinished: Cache):
     assert not unfinished.complete and "unfinished" in repr(unfinished)
-    for what in ("digest", "invalid", "table"):
+    for what in ("digest", "invalid", "report"):
         with pytest.raises(NotBuilt):
             getattr(unfinished, what)
+    with pytest.raises(NotBuilt):
+        unfinished.table(0)
 
 
 # -- rows without an image -------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,15 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from test_manifest import at, sign
 
 import softcache as sc
 from softcache import canary
-from softcache import manifest as m
 from softcache.cache import Cache
 from softcache.errors import MismatchError
 from softcache.recipe import OPS
 from softcache.source import Source
-from softcache.spec import canonical_json, digest
 
 
 @pytest.fixture
@@ -227,10 +225,7 @@ def test_another_way_to_render_is_refused(small_cache: Cache, small_folder: Path
 
 
 def test_an_op_this_version_does_not_have_is_refused(small_copy: Path, small_folder: Path):
-    value = json.loads((small_copy / m.MANIFEST).read_bytes())
-    value["identity"]["recipe"]["ops"]["hue"] = 1
-    del value["digest"]
-    (small_copy / m.MANIFEST).write_bytes(canonical_json(value | {"digest": digest(canonical_json(value))}))
+    sign(small_copy, at("identity", "recipe", "ops", "hue", to=1))
     with pytest.raises(MismatchError, match="'hue', and this softcache has none"):
         sc.pair(sc.open(small_copy), Source(small_folder))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ def files(path: Path) -> list[str]:
 def place_of(name: str) -> tuple[Any, ...]:
     """(target, field, view, shard) from a file's name, worked out here: ``targets/map/scale/c.1.2.0``."""
     parts = name.split("/")
+    if receipt := re.fullmatch(r"receipts/v(\d+)-b(\d+)\.json", name):
+        return (None, None, *map(int, receipt.groups()))
     if parts[0] not in ("targets", "view") or not parts[-1].startswith("c."):
         return (None, None, None, None)
     view, shard = map(int, parts[-1].split(".")[1:3])
