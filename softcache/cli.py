@@ -302,7 +302,9 @@ def _verify_live(arguments: argparse.Namespace, cache: Any) -> int:
     said = {
         k: getattr(arguments, k) for k in ("allow_pickle", "device", "input_size", "mean", "std", "color")
     }
-    options = Options.like(cache.identity["teacher"], taps=taps(cache.targets.values()), **said)
+    was = cache.identity["teacher"]
+    said["expected"] = None if was.get("members") else was["weights"]
+    options = Options.like(was, taps=taps(cache.targets.values()), **said)
     teacher = assemble(arguments.teacher, arguments.weights, options)
     found = verify_live(cache, source, teacher, arguments.live)
     if arguments.json:

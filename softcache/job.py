@@ -219,12 +219,11 @@ def _noise(teacher: Teacher) -> np.ndarray:
 def _sketch(said: Mapping[str, np.ndarray] | None, asked: tuple[Request, ...]) -> list[float]:
     taps = dict.fromkeys(r.tap for r in asked)
     answers = [said[tap].astype(np.float64) for tap in taps if said and tap in said]
-    numbers = [float(x) for a in answers for x in (a.mean(), a.std())]
-    if not np.isfinite(numbers).all():
+    if not all(np.isfinite(a).all() for a in answers):
         raise TeacherError(
             "the teacher answers a picture of noise with values that are not finite: do its weights fit?"
         )
-    return numbers
+    return [float(x) for a in answers for x in (a.mean(), a.std())]
 
 
 def _same_answer(stored: list[float] | None, found: list[float] | None) -> list[float] | None:

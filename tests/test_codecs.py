@@ -16,7 +16,7 @@ from softcache.codecs import CODECS, Codec
 from softcache.codecs.fields import half_down, half_up
 from softcache.codecs.pool import Pooled
 from softcache.errors import CodecError, SpecError
-from softcache.measure import kl
+from softcache.measure import cosine, kl
 from softcache.targets.items import ITEMS as KINDS
 
 # One spec or more for every member of CODECS; a test below fails when one is missing.
@@ -290,3 +290,22 @@ def test_real_logits_keep_their_class(imagenet_logits, text):
     codec = codecs.parse(text).codec
     kept = codec.decode(codec.encode(imagenet_logits), (1000,))
     assert (kept.argmax(axis=1) == imagenet_logits.argmax(axis=1)).mean() > 0.995
+
+
+@pytest.mark.parametrize("text", ["int8", "f16", "pool(2)|int8"])
+@pytest.mark.parametrize("size", [1e-5, 6e-8, 2e-8, 1e-20])
+def test_maps_too_small_for_halves_keep_the_bound_and_are_not_told_as_kept(text: str, size: float):
+    values = np.random.default_rng(0).uniform(0.2, 1, (2, 3, 4, 4)).astype(np.float32) * np.float32(size)
+    codec = codecs.parse(text).codec
+    kept = codec.decode(codec.encode(values), values.shape[1:])
+    assert isinstance(kept, np.ndarray)
+    exact = codec.exact(values) if isinstance(codec, Pooled) else values
+    bound = codec.bound(codec.encode(values), values.shape[1:])
+    assert (np.abs(kept.astype(np.float64) - exact) <= bound).all()
+    told = cosine(exact, kept)
+    expected = [
+        0.0 if not k.any() else (e.ravel() @ k.ravel()) / np.linalg.norm(e) / np.linalg.norm(k)
+        for e, k in zip(exact.astype(np.float64), kept.astype(np.float64), strict=True)
+    ]
+    assert np.allclose(told, expected, atol=1e-12)
+    assert kept.any() == (size > 3e-8)

@@ -91,6 +91,21 @@ def test_the_mean_with_the_mirror_image():
     assert single.identity().flip_tta and not assemble(A, None, Options()).identity().flip_tta
 
 
+@pytest.mark.filterwarnings("error")
+def test_means_of_what_is_not_finite_warn_of_nothing():
+    def endless(sign: float) -> Any:
+        def teacher(pixels: np.ndarray) -> dict[str, np.ndarray]:
+            logits = np.full((len(pixels), 4), 1e300)
+            logits[:, 0] = np.where(pixels[:, 0, 0, 0] > pixels[:, 0, -1, 0], np.inf, -np.inf) * sign
+            return {"logits": logits}
+
+        return teacher
+
+    both = [endless(1), endless(-1)]
+    found = assemble(both, None, Options(input_size=(8, 8), flip_tta=True))(PIXELS)["logits"]
+    assert not np.isfinite(found).any()
+
+
 @pytest.mark.parametrize(
     ("teachers", "weights", "options", "kind", "told"),
     [

@@ -100,6 +100,25 @@ def test_logits_are_not_taken_for_probabilities(head: heads.Head):
         head.read({"out": values}, SIZE)
 
 
+@pytest.mark.parametrize("size", [(32, 32), SIZE, (416, 416)])
+def test_boxes_that_a_yolox_graph_has_decoded_are_told_from_raw_ones(size: tuple[int, int]):
+    random, head, rows = np.random.default_rng(0), heads.Yolox(), []
+    for stride in head.strides:  # cx, cy, w, h as YOLOX's decode_outputs reckons them, cell by cell
+        for y in range(size[0] // stride):
+            for x in range(size[1] // stride):
+                dx, dy, log_w, log_h = random.normal(0.5, 1.0, 4)
+                rows.append(((dx, dy, log_w, log_h), ((dx + x) * stride, (dy + y) * stride)))
+    raw = np.full((1, len(rows), 7), 0.25, np.float32)
+    raw[0, :, :4] = [offsets for offsets, _ in rows]
+    decoded = raw.copy()
+    decoded[0, :, :2] = [middle for _, middle in rows]
+    decoded[0, :, 2:4] = np.exp(raw[0, :, 2:4]) * 8
+    assert np.isfinite(head.read({"out": raw}, size)).all()
+    head.read({"out": raw * [10, 10, 1, 1, 1, 1, 1]}, size)  # of random weights they lie anywhere near
+    with pytest.raises(TeacherError, match=r"decodes its boxes itself: .* without --decode_in_inference"):
+        head.read({"out": decoded}, size)
+
+
 # -- real detectors ----------------------------------------------------------------------------------------
 
 DETECTORS = {

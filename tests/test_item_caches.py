@@ -355,6 +355,19 @@ def test_a_box_that_is_no_number_is_refused_with_its_image(tmp_path: Path, value
         build(tmp_path / "c", teacher=Broken(put(value)))
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_of_noise_is_refused_without_a_warning(tmp_path: Path, value: float):
+    class Bad(Broken):
+        def __call__(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+            found = ToyDetector.__call__(self, pixels)
+            found["detections"][0, 5, 6] = value
+            return found
+
+    with pytest.raises(TeacherError, match="a picture of noise with values that are not finite"):
+        build(tmp_path / "c", teacher=Bad(None))
+
+
 def test_a_box_far_outside_is_kept_at_the_border(tmp_path: Path):
     cache = build(tmp_path / "c", teacher=Broken(put(30.0)), targets={"detections": "all"}, batch=4)
     assert cache.read(0, np.arange(SAMPLES))["detections"].parts["boxes"].max() == pytest.approx(1.5)

@@ -186,6 +186,56 @@ def test_a_build_keeps_an_output_by_its_name(tmp_path: Path, small_folder: Path,
     assert json.loads(capsys.readouterr().out)["scores"]["cache"]["relative_l2"] < 1e-3
 
 
+def detector(path: Path, side: int, value: float = 0.5) -> Path:
+    """A YOLO of two classes that says ``value`` everywhere, of pictures of ``side``."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    cells = sum((side // stride) ** 2 for stride in (8, 16, 32))
+    nodes = [
+        helper.make_node("ReduceMax", ["images", "axes"], ["most"], keepdims=0),
+        helper.make_node("Mul", ["most", "nothing"], ["zero"]),
+        helper.make_node("Reshape", ["zero", "rows"], ["row"]),
+        helper.make_node("Add", ["row", "said"], ["out"]),
+    ]
+    arrays = {
+        "axes": np.array([1, 2, 3]),
+        "nothing": np.zeros(1, np.float32),
+        "rows": np.array([-1, 1, 1]),
+        "said": np.where(np.arange(6)[:, None] < 4, np.float32(value), np.full((6, cells), 0.5, np.float32)),
+    }
+    shape = ["n", 3, side, side]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("out", TensorProto.FLOAT, ["n", 6, cells])],
+        [numpy_helper.from_array(array, name) for name, array in arrays.items()],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), path)
+    return path
+
+
+@pytest.mark.filterwarnings("error")
+def test_boxes_that_are_not_finite_come_without_a_warning(tmp_path: Path):
+    path = detector(tmp_path / "m.onnx", 32, np.inf)
+    found = load(f"onnx:{path}", Options(taps=("detections",)))(np.zeros((1, 32, 32, 3), np.uint8))
+    assert not np.isfinite(found["detections"][..., 2:]).any()
+
+
+def test_another_graph_than_the_caches_is_told_so(tmp_path: Path, small_folder: Path, capsys):
+    from softcache import cli
+
+    ours, other = detector(tmp_path / "a.onnx", 32, 8), detector(tmp_path / "b.onnx", 64, 8)
+    given, out = ["--source", str(small_folder), "--teacher"], str(tmp_path / "c")
+    more = ["--target", "detections=all", "--ignore-labels", "--no-progress", "-o", out]
+    assert cli.build_cache([*given, f"onnx:{ours}", *more]) == 0
+    renamed = ours.rename(tmp_path / "d.onnx")
+    assert cli.main(["verify", out, "--live", "2", *given, f"onnx:{renamed}"]) == 0
+    capsys.readouterr()
+    assert cli.main(["verify", out, "--live", "2", *given, f"onnx:{other}"]) == 3
+    assert "b.onnx is not the graph that the cache was built with: its sha256 is" in capsys.readouterr().err
+
+
 # -- real ones -------------------------------------------------------------------------------------------------
 
 

@@ -51,6 +51,7 @@ class Options:
     color: str | None = None
     label_smoothing: float | None = None  # ε of its training, where it is known
     head: str | None = None  # of an ONNX graph: what its outputs mean, see softcache.teachers.heads
+    expected: str | None = None  # and its sha256, where no other will do
     # Wrapped around it by softcache.teachers.ensemble.assemble:
     flip_tta: bool = False
     columns: tuple[int, ...] | None = None

@@ -141,7 +141,8 @@ class Ensemble:
                     f"the teachers have logits of different shapes, so no mean (teacher {number} is the first to "
                     f"differ): {told}. Are they of the same classes?"
                 )
-        mean = np.stack([answer["logits"] for answer in said]).mean(axis=0, dtype=np.float64)
+        with np.errstate(invalid="ignore"):  # what is not finite is refused with its image
+            mean = np.stack([answer["logits"] for answer in said]).mean(axis=0, dtype=np.float64)
         return {"logits": mean.astype(np.float32), **own}
 
     def identity(self) -> TeacherId:
@@ -179,7 +180,8 @@ class FlipTta:
     def __call__(self, pixels: np.ndarray, **_given: np.ndarray) -> dict[str, np.ndarray]:
         seen = self.teacher(pixels)
         mirrored = self.teacher(np.ascontiguousarray(pixels[:, :, ::-1]))
-        return {name: (seen[name] + mirrored[name]) / 2 for name in seen if is_logits(name)}
+        with np.errstate(over="ignore", invalid="ignore"):
+            return {name: (seen[name] + mirrored[name]) / 2 for name in seen if is_logits(name)}
 
     def identity(self) -> TeacherId:
         return self.teacher.identity().model_copy(update={"flip_tta": True})

@@ -86,6 +86,7 @@ class Yolox:
     def read(self, said: Outputs, size: Size) -> np.ndarray:
         (values,) = said.values()
         corner, stride = _grid(size, self.strides)
+        _refuse_decoded(values[..., :2], (corner + 0.5) * stride)
         middle = (values[..., :2] + corner) * stride
         sides = np.exp(np.minimum(values[..., 2:4], 30)) * stride  # float32 ends at exp(88)
         boxes = _unit(_corners(np.concatenate([middle, sides], axis=-1)), size)
@@ -189,6 +190,16 @@ def _grid(size: Size, strides: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]
         corners.append(np.stack([x, y], axis=-1))
         steps.append(np.full((h * w, 1), stride))
     return np.concatenate(corners).astype(np.float32), np.concatenate(steps).astype(np.float32)
+
+
+def _refuse_decoded(offsets: np.ndarray, middles: np.ndarray) -> None:
+    """Raises :class:`TeacherError` for boxes that the graph has decoded itself, whose shape is the same: those lie around
+    the middle of their cell, in pixels, and offsets in cells around 0."""
+    if np.median(np.abs(offsets - middles)) < np.median(np.abs(offsets)):
+        raise TeacherError(
+            "the graph decodes its boxes itself: they are pixels, and the head yolox reads offsets in cells. Export it with "
+            "raw outputs (YOLOX's export_onnx.py without --decode_in_inference)"
+        )
 
 
 def _logits(p: np.ndarray) -> np.ndarray:

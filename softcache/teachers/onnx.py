@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from softcache import spec
-from softcache.errors import SpecError, TeacherError, suggest
+from softcache.errors import MismatchError, SpecError, TeacherError, suggest
 from softcache.identity import InputSpec, TeacherId
 from softcache.targets.layout import Layout
 from softcache.teachers import Options, Teacher, heads, input_spec
@@ -25,7 +25,7 @@ _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(u
 
 
 def load(name: str, options: Options) -> Teacher:
-    """The graph in the file ``name``. Raises :class:`TeacherError`."""
+    """The graph in the file ``name``. Raises :class:`TeacherError`, :class:`MismatchError` for another than expected."""
     try:
         import onnxruntime
     except ImportError as e:
@@ -50,6 +50,11 @@ class OnnxTeacher:
     def __init__(self, path: Path, options: Options, onnxruntime: Any):
         data = path.read_bytes()
         self._name, self._options, self._weights = f"onnx:{path.name}", options, spec.digest(data)
+        if options.expected not in (None, self._weights):
+            raise MismatchError(
+                f"{path} is not the graph that the cache was built with: its sha256 is {self._weights[:16]}… and was "
+                f"{options.expected[:16]}…; name the file of then"
+            )
         self._version: str = onnxruntime.__version__
         self._session = _session(data, self._name, onnxruntime)
         outputs = [o.name for o in self._session.get_outputs()]
@@ -147,7 +152,8 @@ class OnnxTeacher:
         answer = {name: said[output] for name, output in wanted.items()}
         if self._head:
             detected = {name: said[name] for name in self._detected}
-            answer[DETECTIONS] = self._head.read(detected, self.input_spec.size)
+            with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused with its image
+                answer[DETECTIONS] = self._head.read(detected, self.input_spec.size)
         return answer
 
     def _fed(self, pixels: np.ndarray) -> np.ndarray:

@@ -80,7 +80,8 @@ class CallableTeacher:
         except Exception as e:
             raise failure(self._name, pixels, e) from e
         named = dict(answer) if hasattr(answer, "keys") else {"logits": answer}
-        return {k: np.asarray(v, np.float32) for k, v in named.items()}
+        with np.errstate(over="ignore"):  # what float32 does not hold is refused with its image
+            return {k: np.asarray(v, np.float32) for k, v in named.items()}
 
     def identity(self) -> TeacherId:
         digest = getattr(self._function, "weights_digest", None)
