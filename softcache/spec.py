@@ -110,9 +110,16 @@ def construct(call: Call, known: Mapping[str, Callable[..., T]], kind: str) -> T
     try:
         inspect.signature(factory).bind(*call.args, **dict(call.kwargs))
     except TypeError as e:
-        usage = f"{call.name}{inspect.signature(factory)}".split(" -> ")[0]
-        raise SpecError(f"{kind} {str(call)!r}: {e}; it is written {usage}") from None
+        raise SpecError(f"{kind} {str(call)!r}: {e}; it is written {_usage(call.name, factory)}") from None
     return factory(*call.args, **dict(call.kwargs))
+
+
+def _usage(name: str, factory: Callable[..., Any]) -> str:
+    """``top(n, background=0, logits=u8)``, and the ``example`` of a class that has one."""
+    options = inspect.signature(factory).parameters.values()
+    told = [o.name if o.default is o.empty else f"{o.name}={_word(o.default)}" for o in options]
+    example = getattr(factory, "example", "")
+    return f"{name}({', '.join(told)})" + (f", such as {example}" if example else "")
 
 
 def canonical_json(value: Any) -> bytes:

@@ -222,6 +222,8 @@ class Top(All):
     n: int
     background: int = 0
 
+    example: ClassVar[str] = "top(1000, background=200)"
+
     def __post_init__(self) -> None:
         super().__post_init__()
         for name, value, least in (("n", self.n, 1), ("background", self.background, 0)):

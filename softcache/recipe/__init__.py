@@ -203,6 +203,11 @@ class Recipe:
 def _phases(text: str) -> tuple[Phase, ...]:
     """``8: A; B``: A for eight views, B for the rest."""
     *before, last = text.split(";")
+    if before and not last.strip():
+        raise SpecError(
+            f"nothing stands after the last ';' of {text!r}: write there how all views that are left are made, as in "
+            "'8: A; B', or leave out the ';' and the number for one phase alone"
+        )
     phases, first = [], 0
     for part in before:
         count, colon, chain = part.partition(":")
@@ -210,6 +215,10 @@ def _phases(text: str) -> tuple[Phase, ...]:
             raise SpecError(
                 f"the phase {part.strip()!r} of {text!r} does not say how many views it is for: write '8: A; B', A for "
                 "the first eight views and B for the rest"
+            )
+        if not chain.strip():
+            raise SpecError(
+                f"the phase {part.strip()!r} of {text!r} has no ops: 'identity' is the whole image"
             )
         phases.append(Phase.parse(first, chain, OPS))
         first += int(count)
