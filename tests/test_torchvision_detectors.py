@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import logging
 from pathlib import Path
 from typing import Any
@@ -353,6 +355,51 @@ def test_a_head_of_your_own_classes_is_taken_from_the_file(
     assert made.identity().weights == own.identity().weights
     if target == "detections":
         assert np.array_equal(made(pixels)[target], own(pixels)[target])
+
+
+def test_torchvisions_first_weights_have_batch_norms_of_eps_0(networks, pixels, tmp_path: Path, monkeypatch):
+    """As torchvision does where it loads them itself: ``overwrite_eps(model, 0.0)`` for this file, and no other."""
+    import torch
+    from torchvision import models
+    from torchvision.models.detection._utils import overwrite_eps
+
+    name = DENSE[0]
+    file = tmp_path / "w.pth"
+    torch.save(networks(name).state_dict(), file)
+
+    class Published:
+        DEFAULT = models.get_model_weights(name).DEFAULT
+        url = f"https://example.org/{name}_coco-{hashlib.sha256(file.read_bytes()).hexdigest()[:8]}.pth"
+
+        def __class_getitem__(cls, key: str) -> Any:
+            assert key == "COCO_V1"
+            return cls
+
+    options = {"weights": file, "allow_pickle": True, "input_size": SIZE}
+    own = named(name, "detections", **options)(pixels)["detections"]
+    assert np.array_equal(own, teacher(networks(name), "detections")(pixels)["detections"])
+    monkeypatch.setattr(models, "get_model_weights", lambda _: Published)
+    found = named(name, "detections", **options)(pixels)["detections"]
+
+    frozen = frozen_copy(networks(name))
+    overwrite_eps(frozen, 0.0)
+    expected = teacher(frozen, "detections")(pixels)["detections"]
+    ours, before = (float(np.abs(said - expected).mean()) for said in (found, own))
+    assert ours < 0.1 * before  # another order of rounding
+
+
+def frozen_copy(model: Any) -> Any:
+    """The model with torchvision's frozen batch norms, as it builds it around weights."""
+    from torchvision.ops import FrozenBatchNorm2d
+
+    copied = copy.deepcopy(model)
+    for path, module in list(copied.named_modules()):
+        if type(module).__name__ == "BatchNorm2d":
+            frozen = FrozenBatchNorm2d(module.num_features, module.eps)
+            frozen.load_state_dict(module.state_dict(), strict=False)
+            parent, _, last = path.rpartition(".")
+            setattr(copied.get_submodule(parent), last, frozen)
+    return copied
 
 
 @pytest.mark.parametrize("name", ["ssd300_vgg16", "maskrcnn_resnet50_fpn"])

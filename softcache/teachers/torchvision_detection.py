@@ -7,6 +7,7 @@ of the view, and not clipped to it.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Iterable, Mapping
 from itertools import count
@@ -22,6 +23,8 @@ from softcache.teachers.detector import Detector, Tensors
 _log = logging.getLogger(__name__)
 _CELL = 32  # sides are a multiple of it
 _MOST = 300  # proposals of a view
+# Their first weights were trained with batch norms of eps 0, which torchvision sets after it has loaded them.
+_NO_EPS = ("fasterrcnn_resnet50_fpn", "retinanet_resnet50_fpn")
 
 
 def load(name: str, options: Options) -> Teacher:
@@ -50,7 +53,20 @@ def load(name: str, options: Options) -> Teacher:
         model: Any = models.get_model(name, weights=None, weights_backbone=None, num_classes=classes)
     if classes == len(named):
         model.classes = tuple(named)
+    if name in _NO_EPS and _published(options, models.get_model_weights(name)["COCO_V1"].url):
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.eps = 0.0
     return teacher(model, f"torchvision:{name}", options, None)
+
+
+def _published(options: Options, url: str) -> bool:
+    """Are the weights torchvision's own file? Its name there ends with the start of its sha256."""
+    if options.weights is None or options.weights.suffix == ".safetensors":
+        return False
+    start = url.rpartition("-")[2].removesuffix(".pth")
+    with options.weights.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest().startswith(start)
 
 
 class _Sized(Detector):
