@@ -365,7 +365,7 @@ def _render(job: Job, batches: list[Batch], rows: range) -> None:
                 view, images = job.see(image, sample, batch.work.block.view)
                 batch.pixels[row] = render(image, view, size, images)
                 if job.probed:
-                    batch.given["probes"][row] = job.points(view, sample, batch.work.block.view)
+                    batch.given["probes"][row] = job.probes(view, sample, batch.work.block.view)
                 keep_view(batch.views, row, view)
         except UnreadableImage:
             for batch in batches:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from softcache import cache as caches
-from softcache import canary, inventory, measure, probes
+from softcache import canary, inventory, measure
 from softcache import manifest as m
 from softcache.cache import Cache
 from softcache.errors import DamageError, MismatchError, NotBuilt
@@ -17,6 +17,7 @@ from softcache.identity import differences
 from softcache.inventory import File
 from softcache.keyed import draws
 from softcache.probe import answers
+from softcache.probes import Probes
 from softcache.recipe import gather, render
 from softcache.source import Source
 from softcache.targets import Items
@@ -118,11 +119,6 @@ def verify_live(
             raise MismatchError(
                 f"the teacher is not the one of the cache: its {key} is {theirs.get(key)} and was {ours.get(key)}"
             )
-    if (drawn := cache.identity.get("probes")) and drawn["version"] != probes.VERSION:
-        raise MismatchError(
-            f"the probes of {cache.path} were drawn by version {drawn['version']} of their rule, and this softcache has "
-            f"version {probes.VERSION}: verify it with the softcache that made it"
-        )
     chosen = _choose(cache, rows)
     pixels, given = _seen(cache, source, pairing.index, chosen, teacher.input_spec.size)
     live = answers(teacher, pixels, ours["batch"], **given)
@@ -158,15 +154,14 @@ def _seen(
     cache: Cache, source: Source, index: np.ndarray, chosen: list[tuple[int, int]], size: tuple[int, int]
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """What the teacher saw, and what it was given besides."""
-    pixels, boxes, probed = np.empty((len(chosen), *size, 3), np.uint8), [], cache.identity.get("probes")
+    pixels, boxes = np.empty((len(chosen), *size, 3), np.uint8), []
+    asked = Probes.of(cache.identity, cache.ids, lambda i: source.boxes(int(index[i])))
     for i, (sample, k) in enumerate(chosen):
         view = cache.read_views(k, np.array([sample]))[0]
         images = gather(sample, view, lambda i: source.image(int(index[i])))
         pixels[i] = render(images[sample], view, size, images)
-        if probed:
-            shown = probes.visible(view, sample, lambda j: source.boxes(int(index[j])), size)
-            seed = cache.identity["recipe"]["seed"]
-            boxes.append(probes.points(seed, cache.ids[sample], k, shown, probed["count"]))
+        if asked:
+            boxes.append(asked(view, sample, k))
     return pixels, {"probes": np.stack(boxes)} if boxes else {}
 
 

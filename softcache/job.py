@@ -40,6 +40,7 @@ from softcache.identity import (
     differences,
 )
 from softcache.parts import Part, identity_file
+from softcache.probes import Probes
 from softcache.recipe import Recipe, View
 from softcache.recipe.partner import Drawer, drawn
 from softcache.source import Source, digest_labels
@@ -91,10 +92,10 @@ class Job:
         """Is the teacher given boxes to answer for?"""
         return self.identity.probes is not None
 
-    def points(self, view: View, sample: int, k: int) -> np.ndarray:
-        """The boxes it is given with view number ``k`` of a sample: see :func:`softcache.probes.points`."""
-        shown = probes.visible(view, sample, self.source.boxes, self.teacher.input_spec.size)
-        return probes.points(self.recipe.seed, self.source.ids[sample], k, shown)
+    @property
+    def probes(self) -> Probes:
+        """Draws the boxes that it is given."""
+        return Probes(self.recipe.seed, self.source.ids, self.source.boxes, self.teacher.input_spec.size)
 
     def see(self, image: np.ndarray, sample: int, k: int) -> tuple[View, dict[int, np.ndarray]]:
         """View number ``k`` of a sample whose image is given, and the images it is rendered from, by sample.

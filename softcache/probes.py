@@ -7,11 +7,14 @@ takes them as they are from the ``reference`` of the first layer's probes, or dr
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 
 from softcache.codecs.fixed import Fixed
+from softcache.errors import MismatchError
 from softcache.geometry import seen_in_all
 from softcache.keyed import Draws, Permutation, draws
 from softcache.recipe import View
@@ -22,6 +25,48 @@ COUNT = 100
 _EDGE = 1 / 512  # centres and sides keep so far from 0 and 1, where a sigmoid has no inverse
 _SHIFT, _ZOOM = 0.3, 0.5  # a jittered box: its centre by ± so many sides, its sides by 2^±
 _SMALL, _LARGE = 1 / 64, 0.75  # sides of a random one
+
+
+@dataclass(frozen=True)
+class Probes:
+    """The boxes that a teacher is given with the views of one cache.
+
+    Attributes:
+        seed, ids: the recipe's seed, and the samples' ids.
+        boxes: of a sample by its number, in pixels of its image.
+        size: (h, w) that views are rendered at for the teacher.
+        count: boxes a view.
+    """
+
+    seed: int
+    ids: Sequence[str]
+    boxes: Callable[[int], Boxes | None]
+    size: tuple[int, int]
+    count: int = COUNT
+
+    @classmethod
+    def of(
+        cls, identity: Mapping[str, Any], ids: Sequence[str], boxes: Callable[[int], Boxes | None]
+    ) -> Self | None:
+        """Those of the cache of this identity (``cache.identity``); None where its teacher was given none.
+
+        Raises :class:`MismatchError` where they were drawn by another version of the rule.
+        """
+        drawn = identity.get("probes")
+        if drawn is None:
+            return None
+        if drawn["version"] != VERSION:
+            raise MismatchError(
+                f"the cache's probes were drawn by version {drawn['version']} of their rule, and this softcache has version "
+                f"{VERSION}: use the softcache that made it"
+            )
+        height, width = identity["teacher"]["input_spec"]["size"]
+        return cls(identity["recipe"]["seed"], ids, boxes, (height, width), drawn["count"])
+
+    def __call__(self, view: View, sample: int, k: int) -> np.ndarray:
+        """With view number ``k`` of a sample, float32 ``(count, 4)``: see :func:`points`."""
+        shown = visible(view, sample, self.boxes, self.size)
+        return points(self.seed, self.ids[sample], k, shown, self.count)
 
 
 def points(seed: int, id: str, k: int, boxes: np.ndarray, count: int = COUNT) -> np.ndarray:

@@ -178,6 +178,85 @@ def test_a_cache_with_probes_is_verified_against_its_teacher(built, monkeypatch)
         verify_live(cache, source, teacher, 8)
 
 
+def live(cache: sc.Cache, source: sc.Source, teacher: Any, names: list[str], **options: Any) -> Any:
+    """A loader with the teacher online, as the trainer loads it."""
+    from softcache_train import Loader, online
+
+    target_source = online.load(cache, teacher, None, names, "cpu")
+    return Loader(cache, source, target_source=target_source, **{"global_batch": 6, "workers": 0, **options})
+
+
+def cached(cache: sc.Cache, source: sc.Source, names: list[str], **options: Any) -> Any:
+    from softcache_train import Loader
+
+    return Loader(cache, source, targets=names, **{"global_batch": 6, "workers": 0, **options})
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("recipe", ["letterbox(64)|flip", "letterbox(64)|flip|mosaic|mixup(alpha=8)"])
+def test_a_live_teacher_is_asked_where_the_caches_was(built, recipe: str, workers: int):
+    cache, source = built(recipe=recipe)
+    options: dict[str, Any] = {"workers": workers, "size": (32, 32)}
+    one, other = (
+        cached(cache, source, ["probes"], **options),
+        live(cache, source, Echo(), ["probes"], **options),
+    )
+    for _ in range(2):
+        (kept,), (said,) = one, other
+        assert kept.index.tolist() == said.index.tolist() and kept.view == said.view
+        a, b = kept["probes"].values, said["probes"].values
+        assert a.keys() == b.keys()
+        first = slice(0, probes.COUNT)
+        assert np.array_equal(a["reference"][:, first], b["reference"][:, first])
+        for name in a:
+            np.testing.assert_allclose(a[name], b[name], atol=1e-3)
+        shown = [
+            probes.visible(v, int(i), source.boxes, (64, 64))
+            for i, v in zip(said.index, said.views, strict=True)
+        ]
+        assert sum(map(len, shown)) > 10
+
+
+def test_a_live_teacher_is_asked_at_the_boxes_of_fresh_views(built):
+    cache, source = built()
+    loader = live(cache, source, Echo(), ["probes"], recipe="crop(200)|flip")
+    batch = loader.batch(3, 0)
+    reference = batch["probes"].values["reference"][:, : probes.COUNT]
+    for row, (sample, view) in enumerate(zip(batch.index.tolist(), batch.views, strict=True)):
+        shown = probes.visible(view, sample, source.boxes, (64, 64))
+        assert np.array_equal(reference[row], probes.points(5, cache.ids[sample], 0, shown))
+
+
+def test_a_live_teacher_that_needs_boxes_is_given_no_source_without(built, shared_data: Path):
+    cache, _ = built()
+    plain = sc.Source(shared_data / "coco356" / "images" / "val2017", layout="folder")
+    renamed = sc.Source(Listed([plain.image(plain.ids.index(i)) for i in cache.ids]), ids=list(cache.ids))
+    with pytest.raises(MismatchError, match=r"is asked at boxes, and .* has none"):
+        live(cache, renamed, Echo(), ["probes"])
+
+
+class Listed(list[np.ndarray]):
+    """Pictures alone."""
+
+
+def test_what_is_made_of_a_teachers_answers_is_made_of_a_live_ones(built):
+    """Maps pooled, or made attention: their names are not those of the teacher's answers."""
+    from softcache.testing import toy_detector
+
+    targets = {"p3": "pool(2)|f16", "p3.attention": "attention", "detections": "all", "queries": "all"}
+    cache, source = built(teacher=toy_detector(), targets=targets)
+    (kept,), (said,) = (
+        cached(cache, source, list(targets)),
+        live(cache, source, toy_detector(), list(targets)),
+    )
+    for name in targets:
+        a, b = kept[name], said[name]
+        assert type(a) is type(b)
+        pairs = [(a.values, b.values)] if name == "p3" else [(a.values[n], b.values[n]) for n in a.values]
+        for x, y in pairs:
+            np.testing.assert_allclose(x, y, atol=0.1)
+
+
 def test_without_probes_no_cache_says_anything_of_them(built):
     class Plain(Echo):
         layouts = {"queries": Echo.layouts["probes"]}  # noqa: RUF012

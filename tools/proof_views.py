@@ -158,6 +158,7 @@ class Online:
     """The live teacher on the very pixels that the student sees."""
 
     size = SPEC["size"]
+    probed = False
 
     def __init__(self, teacher: Remembering):
         self.teacher = teacher
@@ -171,6 +172,7 @@ class Instead:
     """The cache's targets of other rows than the student sees: ``rows(view, samples)`` → (view, samples)."""
 
     size = None
+    probed = False
 
     def __init__(self, cache: sc.Cache, rows: Callable[[int, np.ndarray], tuple[int, np.ndarray]]):
         self.targets, self.rows = CacheTargets(cache, ["logits"]), rows

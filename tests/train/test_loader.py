@@ -142,7 +142,9 @@ def test_a_live_teacher_says_what_the_cache_holds(cache, source):
         def __call__(self, pixels):
             return {"logits": toys.teacher(pixels)}
 
-    live = make(cache, source, size=(8, 8), workers=2, target_source=LiveTeacher(Teacher()))
+    live = make(
+        cache, source, size=(8, 8), workers=2, target_source=LiveTeacher(Teacher(), cache.targets.values())
+    )
     for a, b in zip(live, make(cache, source, size=(8, 8)), strict=True):
         torch.testing.assert_close(a["logits"].values, b["logits"].values, atol=5e-3, rtol=1e-3)
         assert torch.equal(a.images, b.images)

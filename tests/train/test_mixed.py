@@ -85,7 +85,8 @@ def test_a_live_teacher_is_shown_the_mix(mixed: Cache, source: Source):
         def __call__(self, pixels):
             return {"logits": toys.teacher(pixels)}
 
-    live = make(mixed, source, size=(8, 8), target_source=LiveTeacher(Teacher()))  # type: ignore[arg-type]
+    teacher: Any = Teacher()
+    live = make(mixed, source, size=(8, 8), target_source=LiveTeacher(teacher, mixed.targets.values()))
     for a, b in zip(live, make(mixed, source, size=(8, 8)), strict=True):
         torch.testing.assert_close(a["logits"].values, b["logits"].values, atol=5e-3, rtol=1e-3)
         assert torch.equal(a.images, b.images)

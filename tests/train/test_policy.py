@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from softcache.keyed import draws
 from softcache.recipe import OPS, Recipe, View, render
 from softcache.recipe.canvas import Canvas
 from softcache.source import Boxes, Source
+from softcache.targets import request
 from softcache.targets.layout import Layout
 from softcache.warp import warp
 
@@ -345,7 +347,11 @@ def test_only_view_number_0_is_shown_of_many(source, tmp_path):
 
 class Live(LiveTeacher):
     def __init__(self):
-        self.teacher, self.names, self.size = Teacher(bias=3.0), ("logits", "map"), (16, 16)
+        shapes = {"logits": (4,), "map": (3, 8, 8)}
+        asked = [request(f"{name}=f16" if name == "map" else name + "=full(f16)") for name in shapes]
+        teacher: Any = Teacher(bias=3.0)
+        teacher.input_spec = SimpleNamespace(size=(16, 16))
+        super().__init__(teacher, [one.resolve(shapes[one.name]) for one in asked])
 
 
 def test_a_live_teacher_sees_the_fresh_views(canonical, source):

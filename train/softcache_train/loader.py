@@ -22,6 +22,7 @@ from softcache import canary
 from softcache.cache import Cache, integers, is_whole
 from softcache.errors import MismatchError, SpecError, nearest
 from softcache.pixels import normalise as normalised
+from softcache.probes import Probes
 from softcache.recipe import View, gather, render
 from softcache.recipe.options import rendered
 from softcache.source import Source
@@ -98,8 +99,8 @@ class Loader:
             fresh views are drawn; see :mod:`softcache_train.policy`.
 
     Raises:
-        MismatchError: the source is not the one the cache was built from, or a target is constant
-            across a batch, or cannot be warped.
+        MismatchError: the source is not the one the cache was built from, or lacks the boxes that a
+            live teacher is asked at; or a target is constant across a batch, or cannot be warped.
         SpecError: no full batch fits, a sample is invalid, or an option cannot be understood.
     """
 
@@ -158,7 +159,17 @@ class Loader:
         self.order = Order(samples, 1 if self.policy.fresh else views or cache.views, global_batch, seed)
         self.labels = class_labels(cache, source, self.pairing.index)
         self.image = Kept(source, DECODED_BYTES, self.pairing.index)
+        self.probes = self._probes() if self.target_source.probed else None
         self.epoch = self.step = 0
+
+    def _probes(self) -> Probes | None:
+        index = self.pairing.index
+        if self.cache.identity["source"].get("boxes") and not self.source.has_boxes:
+            raise MismatchError(
+                f"the teacher of {self.cache.path} is asked at boxes, and {self.source.describe()} has "
+                "none: use the source that the cache was built from"
+            )
+        return Probes.of(self.cache.identity, self.cache.ids, lambda i: self.source.boxes(int(index[i])))
 
     def _boxes(self, sample: int) -> np.ndarray | None:
         boxes = self.source.boxes(int(self.pairing.index[sample]))
@@ -178,7 +189,7 @@ class Loader:
     def batch(self, epoch: int, step: int) -> Batch:
         """The batch of one step, whatever was iterated before."""
         rows, view, views = self._rows(epoch, step)
-        return self._batch(rows, view, views, *self._render(rows, views))
+        return self._batch(rows, view, views, *self._render(rows, view, views))
 
     def _ahead(self, epoch: int, steps: range) -> Iterator[tuple[int, Batch]]:
         """Batches in order, the pixels of the next few being rendered by the workers."""
@@ -190,7 +201,7 @@ class Loader:
         try:
             for step in steps:
                 rows, view, views = self._rows(epoch, step)
-                pixels = pool.submit(self._render, rows, views)
+                pixels = pool.submit(self._render, rows, view, views)
                 waiting.append((step, (rows, view, views), pixels))
                 if len(waiting) > self.workers + 1:
                     yield self._next(waiting)
@@ -207,15 +218,21 @@ class Loader:
         rows, view = self.order.rows(epoch, step, self.rank, self.world), self.order.view(epoch)
         return rows, view, self.policy.views(epoch, view, rows)
 
-    def _render(self, rows: np.ndarray, views: list[View]) -> tuple[Tensor, np.ndarray | None]:
-        """The student's images, and the pixels that the target source asks for."""
+    def _render(
+        self, rows: np.ndarray, view: int, views: list[View]
+    ) -> tuple[Tensor, np.ndarray | None, dict[str, np.ndarray]]:
+        """The student's images, and the pixels that the target source asks for, and what else."""
         asked = self.target_source.size
         pixels = {size: np.empty((len(rows), *size, 3), np.uint8) for size in {self.size, asked or self.size}}
-        for i, (sample, view) in enumerate(zip(rows.tolist(), views, strict=True)):
-            images = gather(sample, view, self.image)
+        shown = list(zip(rows.tolist(), views, strict=True))
+        for i, (sample, one) in enumerate(shown):
+            images = gather(sample, one, self.image)
             for size, out in pixels.items():
-                out[i] = render(images[sample], view, size, images)
-        return normalise(pixels[self.size], self.input_spec), asked and pixels[asked]
+                out[i] = render(images[sample], one, size, images)
+        given = {}
+        if self.probes:
+            given["probes"] = np.stack([self.probes(one, sample, view) for sample, one in shown])
+        return normalise(pixels[self.size], self.input_spec), asked and pixels[asked], given
 
     def _batch(
         self,
@@ -224,8 +241,9 @@ class Loader:
         views: list[View],
         images: Tensor,
         pixels: np.ndarray | None,
+        given: dict[str, np.ndarray],
     ) -> Batch:
-        targets = self.target_source(view, rows, pixels)
+        targets = self.target_source(view, rows, pixels, **given)
         distinct = len(np.unique(rows))
         for name, target in targets.items():
             if distinct > 1 and target.constant():

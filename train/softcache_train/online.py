@@ -5,14 +5,15 @@ This file alone reaches for the teacher's side of softcache, and only when it is
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from softcache.errors import SpecError
 from softcache.several import Several
-from softcache_train.targets import BatchTarget, Dense
+from softcache.targets import Target, taps
+from softcache_train.targets import BatchTarget, to_tensors
 
 if TYPE_CHECKING:
     from softcache.cache import Cache
@@ -20,17 +21,21 @@ if TYPE_CHECKING:
 
 
 class LiveTeacher:
-    """Runs ``teacher`` on the views of every batch, rendered at its own size; keeps ``names``."""
+    """Runs ``teacher`` on the views of every batch, rendered at its own size, for ``targets``: what
+    it says is what their cache holds, with nothing left out or rounded."""
 
-    def __init__(self, teacher: Teacher, names: tuple[str, ...] = ("logits",)):
-        self.teacher, self.names = teacher, names
+    def __init__(self, teacher: Teacher, targets: Iterable[Target]):
+        self.teacher, self.targets = teacher, tuple(targets)
         height, width = teacher.input_spec.size
         self.size = (height, width)
+        self.probed = any(target.kind == "probes" for target in self.targets)
 
-    def __call__(self, view: int, samples: np.ndarray, pixels: np.ndarray | None) -> dict[str, BatchTarget]:
+    def __call__(
+        self, view: int, samples: np.ndarray, pixels: np.ndarray | None, **given: np.ndarray
+    ) -> dict[str, BatchTarget]:
         assert pixels is not None
-        said = self.teacher(pixels)
-        return {name: Dense(torch.from_numpy(said[name])) for name in self.names}
+        said = self.teacher(pixels, **given)
+        return {target.name: to_tensors(target.wrap(said[target.tap])) for target in self.targets}
 
 
 def load(
@@ -49,9 +54,6 @@ def load(
     from softcache.teachers import Options
     from softcache.teachers.ensemble import assemble
 
-    options = Options.like(
-        cache.identity["teacher"],
-        taps=tuple(name for name in targets if name != "logits"),
-        device=device,
-    )
-    return LiveTeacher(assemble(teacher, weights, options), tuple(targets))
+    asked = [cache.targets[name] for name in cache.names(targets)]
+    options = Options.like(cache.identity["teacher"], taps=taps(asked), device=device)
+    return LiveTeacher(assemble(teacher, weights, options), asked)

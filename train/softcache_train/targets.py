@@ -97,15 +97,21 @@ def to_tensors(decoded: Any) -> BatchTarget:
 
 
 class TargetSource(Protocol):
-    """Rows → targets. ``size``: (height, width) of the pixels it must be given, None for none."""
+    """Rows → targets. ``size``: (height, width) of the pixels it must be given, None for none;
+    ``probed``: must it be given boxes to answer for?"""
 
     @property
     def size(self) -> tuple[int, int] | None: ...
+    @property
+    def probed(self) -> bool: ...
 
-    def __call__(self, view: int, samples: np.ndarray, pixels: np.ndarray | None) -> dict[str, BatchTarget]:
+    def __call__(
+        self, view: int, samples: np.ndarray, pixels: np.ndarray | None, **given: np.ndarray
+    ) -> dict[str, BatchTarget]:
         """Targets of ``samples`` (int64 (B,), indices into ``cache.ids``) in view number ``view``.
 
-        ``pixels`` is the rendered views, uint8 (B, *size, 3), or None when ``size`` is None.
+        ``pixels`` is the rendered views, uint8 (B, *size, 3), or None when ``size`` is None. Where
+        it is probed, ``probes`` is given, float32 (B, P, 4): see :mod:`softcache.probes`.
         """
         ...
 
@@ -114,13 +120,14 @@ class CacheTargets:
     """What the teacher said, read from the cache: the named targets (or target), or all."""
 
     size = None
+    probed = False
 
     def __init__(self, cache: Cache, names: str | Iterable[str] | None = None):
         self.cache = cache
         self.names = cache.names(names)
 
     def __call__(
-        self, view: int, samples: np.ndarray, pixels: np.ndarray | None = None
+        self, view: int, samples: np.ndarray, pixels: np.ndarray | None = None, **given: np.ndarray
     ) -> dict[str, BatchTarget]:
         if not self.names:
             return {}
