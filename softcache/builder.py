@@ -28,6 +28,7 @@ from softcache.checker import FOREIGN, verify
 from softcache.errors import SourceError, SpecError, UnreadableImage
 from softcache.finish import finish
 from softcache.job import Job, check, prepare
+from softcache.licences import read as read_licences
 from softcache.meter import Meter
 from softcache.probes import COUNT
 from softcache.recipe import Recipe, render
@@ -71,6 +72,7 @@ def build(
     classes: str | Path | Sequence[str] | None = None,
     label_smoothing: float | None = None,
     head: str | None = None,
+    licences: Mapping[str, str] | Sequence[str] = (),
     batch: int = 64,
     block_rows: int | None = None,
     skip_corrupt: bool = False,
@@ -100,6 +102,8 @@ def build(
             into the order of the source's.
         label_smoothing: ε of the teacher's training; recorded, for who learns from it.
         head: of a detector's ONNX graph, what its outputs mean, where that is not plain: ``yolo``, ``yolox``, ``detr``.
+        licences: of the source, the teacher and the cache, such as ``{"source": "CC-BY-4.0", "cache": "CC-BY-4.0"}``: see
+            :mod:`softcache.licences`.
         batch: rows a teacher's batch. block_rows: rows a block; about 64 MiB by default.
         skip_corrupt: keep rows of unreadable images as invalid, instead of refusing.
         ignore_labels: the source's labels are not the teacher's classes; keep neither.
@@ -120,6 +124,7 @@ def build(
     if label_smoothing is not None and not 0 <= label_smoothing < 1:
         raise SpecError(f"label_smoothing {label_smoothing}: it is from 0 up to 1, such as 0.1")
     asked, made = requests(targets), Recipe(recipe, seed)
+    stated = {what: one for what, one in read_licences(licences).items() if one}
     samples = open_source(source, split, limit, layout, image_column, label_column)
     check(samples, views, block_rows, made)
     size = (input_size, input_size) if isinstance(input_size, int) else input_size
@@ -150,14 +155,19 @@ def build(
     if stretched := _stretched(made, who.input_spec.size):
         say(stretched)
     meter = Meter(0, show=False)
+    kept = caches.open(store.root).licences if store.exists(m.MANIFEST) else {}
     _reopen(job, say)
     if not store.exists(m.MANIFEST):
         meter = _build_blocks(job, rank, world, workers, progress, say)
     else:
         say(f"{store.root} is complete: 0 rows through the teacher")
     pace = meter.pace()
-    finish(job)
+    finish(job, stated | kept)
     cache = caches.open(store.root)
+    if {**cache.licences, **stated} != cache.licences:
+        say(
+            "NOTE: the cache was finished before, and keeps the licences it has: softcache licence states others"
+        )
     cache.teacher_rows, cache.pace = meter.rows, pace
     say(measure.tell(cache))
     return cache

@@ -178,6 +178,11 @@ class Cache:
         """How far each spatial target moves with its view, as the build measured; see docs/format.md."""
         return {} if self.manifest is None else self.report.equivariance
 
+    @property
+    def licences(self) -> dict[str, str]:
+        """Those of ``source``, ``teacher`` and ``cache`` that were stated: see :mod:`softcache.licences`."""
+        return {} if self.manifest is None else {**self.manifest.licences}
+
     @cached_property
     def report(self) -> m.Report:
         """What was measured, of all parts. :class:`NotBuilt` while there is no manifest."""

@@ -189,8 +189,8 @@ def diff(a: Cache, b: Cache, rows: int = 64) -> dict[str, Any]:
     """Where two caches differ.
 
     Returns:
-        ``{"same": bool, "identity": [(field, in a, in b), …], "ids": {"only_a", "only_b", "both"}, "values":
-        {target: fidelity of b to a}}``; the values are of up to ``rows`` keyed rows that both hold.
+        ``{"same": bool, "identity": [(field, in a, in b), …], "licences": likewise, "ids": {"only_a", "only_b",
+        "both"}, "values": {target: fidelity of b to a}}``; the values are of up to ``rows`` keyed rows that both hold.
     """
     identity = differences(a.identity, b.identity)
     theirs, ours = set(b.ids), set(a.ids)
@@ -199,6 +199,7 @@ def diff(a: Cache, b: Cache, rows: int = 64) -> dict[str, Any]:
         "same": a.digest == b.digest,
         "digests": [a.digest, b.digest],
         "identity": identity,
+        "licences": differences(a.licences, b.licences),
         "ids": {"only_a": len(ours - theirs), "only_b": len(theirs - ours), "both": len(both)},
         "values": {},
     }

@@ -106,6 +106,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     diff.add_argument("b", type=Path)
     diff.set_defaults(run=_diff)
 
+    licence = commands.add_parser(
+        "licence",
+        help="state the licences of a cache, its source and its teacher",
+        epilog="example: softcache licence caches/x source=CC-BY-4.0 teacher=Apache-2.0 cache=CC-BY-4.0",
+    )
+    licence.add_argument("cache", type=Path)
+    licence.add_argument(
+        "licences", nargs="*", metavar="WHAT=LICENCE", help="WHAT is source, teacher or cache"
+    )
+    licence.set_defaults(run=_licence)
+
     for one in (show, verify, diff):
         one.add_argument("--json", action="store_true", help="one JSON value on stdout")
     arguments = parser.parse_args(argv)
@@ -330,6 +341,8 @@ def _diff(arguments: argparse.Namespace) -> int:
         return 0
     for field, a, b in found["identity"]:
         print(f"{field}: {a} | {b}")
+    for what, a, b in found["licences"]:
+        print(f"licence of the {what}: {a or 'not stated'} | {b or 'not stated'}")
     ids = found["ids"]
     print(
         f"ids: {ids['both']:,} in both, {ids['only_a']:,} only in {arguments.a}, {ids['only_b']:,} only in {arguments.b}"
@@ -337,6 +350,30 @@ def _diff(arguments: argparse.Namespace) -> int:
     for name, values in found["values"].items():
         print(f"{name}: " + ", ".join(f"{k} {v:.3g}" for k, v in values.items()))
     return 3
+
+
+# -- licences ----------------------------------------------------------------------------------------------
+
+
+def _licence(arguments: argparse.Namespace) -> int:
+    from softcache import licences
+    from softcache.cache import open
+
+    before = open(arguments.cache)
+    cache = licences.state(before, arguments.licences)
+    for what in licences.WHAT:
+        print(f"{what}: {cache.licences.get(what, 'not stated')}")
+    if cache.digest != before.digest:
+        print(
+            f"the digest was {before.digest} and is {cache.digest}; no other file was touched",
+            file=sys.stderr,
+        )
+    assert cache.manifest is not None
+    if why := licences.refusal(cache.manifest):
+        print(f"it may not be published: {why}", file=sys.stderr)
+    for warning in licences.warnings(cache.manifest):
+        print(f"NOTE: {warning}", file=sys.stderr)
+    return 0
 
 
 if __name__ == "__main__":

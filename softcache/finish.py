@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -19,24 +20,29 @@ from softcache.teachers import constants_of
 from softcache.zarrfile import Array
 
 
-def finish(job: Job) -> None:
-    """All receipts are there: write what follows from them. One builder at a time; another waits, and finds it done."""
+def finish(job: Job, licences: Mapping[str, str] | None = None) -> None:
+    """All receipts are there: write what follows from them. One builder at a time; another waits, and finds it done.
+
+    ``licences`` go into the manifest of a new cache.
+    """
     while True:
         with job.store.claim("manifest") as mine:
             if mine:
                 if not _written(job):
-                    _write_manifest(job)
+                    _write_manifest(job, licences)
                 _write_metadata(job)
                 break
         time.sleep(0.05)
     job.store.drop_claims()
 
 
-def _write_manifest(job: Job) -> None:
+def _write_manifest(job: Job, licences: Mapping[str, str] | None) -> None:
     """The manifest of a new cache, or of one that has a part more."""
     if job.part.number == 0:
         invalid, sealed = _seal(job)
-        manifest = m.Manifest(format="softcache", invalid=invalid, **dict(sealed))
+        manifest = m.Manifest.model_validate(
+            {"format": "softcache", "invalid": invalid, "licences": licences or {}, **dict(sealed)}
+        )
     else:
         manifest = caches.open(job.store.root).manifest
         assert manifest is not None

@@ -52,6 +52,10 @@ BUILD: dict[str, tuple[str | None, str]] = {
     "classes": ("FILE", "the teacher's class names in its order, one a line, where it carries none"),
     "label_smoothing": ("E", "of the teacher's training; recorded, for who learns from it"),
     "head": ("SPEC", "what a detector's ONNX outputs are, where it is not plain: yolo, yolox or detr"),
+    "licences": (
+        "WHAT=LICENCE",
+        "of the source, the teacher and the cache, repeatable: source=CC-BY-4.0; for its card, and for who publishes it",
+    ),
     "batch": ("N", "rows a teacher's batch (part of the cache's identity)"),
     "block_rows": ("N", "rows a block; about 64 MiB by default"),
     "skip_corrupt": (None, "keep the rows of unreadable images as invalid, instead of refusing"),
@@ -63,7 +67,7 @@ BUILD: dict[str, tuple[str | None, str]] = {
 }
 
 
-_REPEATED = ("targets", "teacher", "weights")
+_REPEATED = ("targets", "teacher", "weights", "licences")
 
 
 def add(parser: argparse.ArgumentParser, name: str, default: Any) -> None:
@@ -81,7 +85,9 @@ def add(parser: argparse.ArgumentParser, name: str, default: Any) -> None:
 
 def spelled(name: str) -> str:
     """How it is written on the command line."""
-    return {"targets": "--target", "ids": "--id"}.get(name, "--" + name.replace("_", "-"))
+    return {"targets": "--target", "ids": "--id", "licences": "--licence"}.get(
+        name, "--" + name.replace("_", "-")
+    )
 
 
 def _reader(name: str) -> Callable[[str], Any]:
@@ -121,7 +127,7 @@ def from_yaml(key: str, value: Any) -> Any:
         raise SpecError(f"{spelled(key)}: {refusal(key, value)}")
     if not isinstance(value, str):
         return value
-    if key == "targets":
+    if key in ("targets", "licences"):
         return [value]
     try:
         return _reader(key)(value)

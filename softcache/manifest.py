@@ -22,6 +22,8 @@ MANIFEST = "softcache.json"
 MAX_JSON = 8 << 20
 ENTRY = np.dtype([("sha256", "V32"), ("bytes", "<u8")])
 
+# SPDX's identifiers and expressions, and words such as "proprietary": nothing that could be an address or markup
+Licence = Annotated[str, Field(pattern=r"^[A-Za-z0-9(][A-Za-z0-9 ().+-]{0,199}$")]
 ConstantName = Annotated[str, Field(pattern=r"^[a-z0-9_]+(/[a-z0-9_]+)+$", max_length=200)]
 M = TypeVar("M", bound=Model)
 
@@ -142,13 +144,17 @@ class Sealed(Model):
 
 
 class Manifest(_Signed, Sealed):
-    """``softcache.json``: part 0 of a cache, and the ``parts`` it was extended by. Its ``digest`` is the cache's name."""
+    """``softcache.json``: part 0 of a cache, and the ``parts`` it was extended by. Its ``digest`` is the cache's name.
 
-    ADDED: ClassVar[frozenset[str]] = frozenset({"parts"})
+    ``licences`` of the source, the teacher and the cache, where they were stated: see :mod:`softcache.licences`.
+    """
+
+    ADDED: ClassVar[frozenset[str]] = frozenset({"parts", "licences"})
 
     format: Literal["softcache"]
     invalid: list[Count]
     parts: list[Sealed] = Field(default=[])
+    licences: dict[Literal["source", "teacher", "cache"], Licence] = Field(default={})
 
     def stands_for(self, raw: bytes) -> bool:
         return all(i < self.identity.grid.samples for i in self.invalid) and super().stands_for(raw)

@@ -76,7 +76,9 @@ def test_help_of_a_build_has_an_example_and_every_flag(capsys):
         and "run the same command again" in out.lower()
     )
     for name in flags.BUILD:
-        assert ("--target" if name == "targets" else "--" + name.replace("_", "-")) in out
+        assert {"targets": "--target", "licences": "--licence"}.get(
+            name, "--" + name.replace("_", "-")
+        ) in out
 
 
 def test_the_example_of_the_help_is_a_command_that_parses(capsys, tmp_path: Path):

@@ -18,7 +18,7 @@ FLOORS = [
     {"codecs", "store", "remote"},
     {"source", "recipe", "targets", "pixels"},
     {"block", "zarrfile", "identity", "arrays", "parts", "manifest", "warp", "geometry", "probes"},
-    {"cache", "canary", "inventory", "reader", "several", "views"},
+    {"cache", "canary", "inventory", "licences", "reader", "several", "views"},
     {
         "job",
         "meter",
