@@ -231,6 +231,55 @@ def test_a_detectors_holes_are_left_out_and_its_background_comes_last(
     assert sc.verify_live(cache, sc.Source(ToyImages(12)), live, 5)["detections"]["cache"]["kl"] < 1e-6
 
 
+@pytest.mark.parametrize(
+    ("layout", "count", "expected"),
+    [
+        (None, 4, [1, 3, 2, 0]),
+        (boxed(4), 4, [1, 3, 2, 0]),
+        (boxed(5, 4), 4, [1, 3, 2, 0]),
+        (boxed(5, 4), 5, [1, 3, 2, 0, 4]),
+        (boxed(5, 0), 4, [1, 3, 2, 0]),
+        (boxed(5, 0), 5, [2, 4, 3, 1, 0]),
+    ],
+)
+def test_constants_of_classes_are_in_the_order_of_the_logits(
+    tmp_path: Path, layout: sc.Layout | None, count: int, expected: list[int]
+):
+    """A prior with the background or without it; whatever has another name stays as it is."""
+    teacher: Any = Named(OTHER) if layout is None else Detector(OTHER, {"detections": layout})
+    plain, rows = np.arange(count, dtype=np.float32), np.arange(3 * count).reshape(count, 3)
+    teacher.constants = lambda: {"class_prior": plain, "class_embedding": rows, "head": plain}
+    for members in (teacher, [teacher, teacher]):
+        several = isinstance(members, list)
+        names = ["0.", "1."] if several else [""]
+        last = "logits=full(f16)" if layout is None else "detections=all"
+        cache = build(tmp_path / f"c{several}", teacher=members, targets=[name + last for name in names])
+        for folder in ("0/", "1/") if several else ("",):
+            found = {n: cache.constant(f"constants/{folder}{n}") for n in teacher.constants()}
+            assert found["class_prior"].tolist() == expected
+            assert np.array_equal(found["class_embedding"], rows[expected])
+            assert np.array_equal(found["head"], plain)
+        columns = cache.identity["teacher"]["columns"]
+        assert [OTHER[i] for i in columns] == list(cache.classes or ())  # as docs/format.md says of a head
+
+
+def test_holes_are_left_out_of_constants_too(tmp_path: Path):
+    teacher: Any = Detector(HOLES, {"detections": boxed(8)})
+    teacher.constants = lambda: {"class_prior": np.arange(8)}
+    cache = build(tmp_path / "c", teacher=teacher, targets=["detections=all"])
+    assert cache.constant("constants/class_prior").tolist() == [3, 6, 4, 1]
+
+
+def test_constants_of_classes_that_are_not_so_many_are_refused_at_once(tmp_path: Path):
+    teacher: Any = Detector(OTHER, {"detections": boxed(5, 0)})
+    teacher.constants = lambda: {"class_prior": np.arange(7)}
+    with pytest.raises(
+        MismatchError, match="'class_prior' is of 7 classes, by its name, and the teacher answers 4"
+    ):
+        build(tmp_path / "c", teacher=teacher, targets=["detections=all"])
+    assert not (tmp_path / "c").exists()
+
+
 def test_a_teacher_without_names_is_told(tmp_path: Path, capsys):
     teacher = Detector(None, {"a.detections": boxed(4)})
     build(tmp_path / "c", teacher=teacher, targets=["a.detections=all"], progress=True)

@@ -2,7 +2,7 @@
 
 A detector often has more logits than classes: COCO's numbers go to 90 with holes (``N/A``), and one may mean that there
 is nothing (``__background__``, or the one that its layout calls the background, named or not). Holes are left out, the
-background that the layout names comes last.
+background that the layout names comes last. A constant of the teacher whose name begins with ``class_`` goes along.
 """
 
 from __future__ import annotations
@@ -208,21 +208,42 @@ class Permuted:
         return self.teacher.libraries()
 
     def constants(self) -> dict[str, np.ndarray]:
-        """As the teacher has them, in its own order of classes."""
-        return constants_of(self.teacher)
+        """As the teacher has them; those of a name ``class_…`` with their first axis in the order of the logits."""
+        found = constants_of(self.teacher)
+        of_classes = {name for name in found if name.rpartition("/")[2].startswith("class_")}
+        return {n: v[self._rows(n, len(v))] if n in of_classes else v for n, v in found.items()}
+
+    def _rows(self, name: str, count: int) -> np.ndarray:
+        """Where the classes stand in a constant of so many, which may count the background of the layouts or not."""
+        heads = [one for one in layouts_of(self.teacher).values() if one.classes]
+        classes = heads[0].classes if heads else len(self.columns)
+        backgrounds = {one.background for one in heads} - {None}
+        background = backgrounds.pop() if len(backgrounds) == 1 and count == classes + 1 else None
+        if count - (background is not None) != classes:
+            raise MismatchError(
+                f"the teacher's constant {name!r} is of {count} classes, by its name, and the teacher answers {classes}: "
+                "call it something else, or give one number a class along its first axis"
+            )
+        return _kept(count, background, self.columns)
+
+
+def _kept(count: int, background: int | None, columns: list[int]) -> np.ndarray:
+    """Where the classes are among so many logits, in order, and after them the background, where there is one."""
+    last = [] if background is None else [background]
+    places = [i for i in range(count) if i not in last]
+    if max(columns) >= len(places):
+        raise MismatchError(
+            f"the teacher answers {len(places)} classes, and there should be one number {max(columns)}"
+        )
+    return np.array([*(places[c] for c in columns), *last])
 
 
 def _ordered(layout: Layout, columns: list[int]) -> tuple[Layout, np.ndarray]:
     """A layout with its classes in this order, and where its columns were. Boxes of every class follow their class."""
     if not layout.classes:
         return layout, np.arange(layout.width)
-    logits, last = layout.columns["logits"], [] if layout.background is None else [layout.background]
-    places = [i for i in range(logits) if i not in last]
-    if max(columns) >= len(places):
-        raise MismatchError(
-            f"the teacher answers {len(places)} classes, and there should be one number {max(columns)}"
-        )
-    kept = np.array([*(places[c] for c in columns), *last])
+    logits = layout.columns["logits"]
+    kept = _kept(logits, layout.background, columns)
     take: dict[str, np.ndarray] = {}
     for name, at in layout.parts(np.arange(layout.width)):
         if name == "logits":
@@ -231,5 +252,5 @@ def _ordered(layout: Layout, columns: list[int]) -> tuple[Layout, np.ndarray]:
             at = at.reshape(logits, 4)[kept].ravel()
         take[name] = at
     counts = {name: len(at) for name, at in take.items()}
-    background = len(columns) if last else None
+    background = None if layout.background is None else len(columns)
     return replace(layout, columns=counts, background=background), np.concatenate(list(take.values()))
