@@ -16,7 +16,7 @@ import numpy as np
 
 from softcache import canary
 from softcache.cache import Cache, integers, is_whole
-from softcache.errors import MismatchError, SpecError
+from softcache.errors import MismatchError, SpecError, counted
 from softcache.keyed import in_turn
 from softcache.pixels import normalise
 from softcache.recipe import View, gather, render
@@ -158,7 +158,7 @@ class WithTargets(Base):
     def __repr__(self) -> str:
         left = len(self.source) - len(self)
         out = f", {left:,} of the dataset left out" if left else ""
-        return f"WithTargets({len(self):,} images{out}; {self.message})"
+        return f"WithTargets({counted(len(self), 'image')}{out}; {self.message})"
 
     def set_epoch(self, epoch: int) -> None:
         """Show the view of this epoch, here and in worker processes that are there already."""

@@ -25,7 +25,7 @@ from softcache.arrays import keep_view, view_rows
 from softcache.block import Block
 from softcache.cache import Cache
 from softcache.checker import FOREIGN, verify
-from softcache.errors import SourceError, SpecError, UnreadableImage
+from softcache.errors import SourceError, SpecError, UnreadableImage, counted
 from softcache.finish import finish
 from softcache.job import Job, check, prepare
 from softcache.licences import read as read_licences
@@ -190,7 +190,7 @@ def _reopen(job: Job, say: Callable[[str], None]) -> None:
     if not damaged:
         return
     say(
-        f"{len(damaged):,} files of the cache are missing or cut, for example {damaged[0].file}: making them anew"
+        f"{counted(len(damaged), 'file')} of the cache missing or cut, for example {damaged[0].file}: making them anew"
     )
     job.store.path(m.MANIFEST).unlink()
     blocks = {(d.view, d.shard) for d in damaged if d.view is not None and d.shard is not None}
@@ -391,6 +391,6 @@ def _refuse_unreadable(job: Job, batch: Batch) -> None:
     ids = find_unreadable(job.source)
     shown = ", ".join(map(repr, ids[:10])) + (f" and {len(ids) - 10:,} more" if len(ids) > 10 else "")
     raise SourceError(
-        f"{len(ids):,} images cannot be read: {shown}. Say --skip-corrupt to keep their rows as invalid, "
+        f"{counted(len(ids), 'image')} cannot be read: {shown}. Say --skip-corrupt to keep their rows as invalid, "
         "or mend the images and build into a new folder"
     )

@@ -13,7 +13,7 @@ import numpy as np
 
 from softcache.arrays import view_rows
 from softcache.cache import Cache
-from softcache.errors import DamageError, MismatchError, NotBuilt, UnreadableImage
+from softcache.errors import DamageError, MismatchError, NotBuilt, UnreadableImage, counted
 from softcache.keyed import draws
 from softcache.recipe import OPS, RENDER_VERSION, View, gather, render
 from softcache.recipe import mix as mixes
@@ -81,7 +81,7 @@ def pair(cache: Cache, source: Source, tolerance: float = TOLERANCE, every: bool
             "resized or compressed again?"
         )
     pixels = "pixels equal" if worst == 0 else f"pixels differ by {worst:.3f} levels (allowed: {tolerance:g})"
-    message = f"{cache.samples:,} ids found, {mapped}, {pixels} on {COUNT} views or fewer"
+    message = f"{counted(cache.samples, 'id')} found, {mapped}, {pixels} on {COUNT} views or fewer"
     if every:
         _check_contents(cache, source, index)
         message += ", every image the same"
@@ -140,7 +140,7 @@ def _classes(ours: tuple[str, ...] | None, theirs: tuple[str, ...] | None) -> tu
     if ours is None or theirs is None:
         return None, "no class names to compare"
     if ours == theirs:
-        return np.arange(len(ours)), f"{len(ours)} classes in the same order"
+        return np.arange(len(ours)), f"{counted(len(ours), 'class')} in the same order"
     unknown = [c for c in theirs if c not in ours]
     if unknown:
         raise MismatchError(

@@ -6,6 +6,7 @@ from typing import Any
 
 from softcache import measure
 from softcache.cache import Cache
+from softcache.errors import counted
 from softcache.targets import Layout
 
 
@@ -38,13 +39,13 @@ def tell(found: dict[str, Any]) -> list[str]:
     source, teacher, recipe = identity["source"], identity["teacher"], identity["recipe"]
     built, total = found["blocks"]["built"], found["blocks"]["total"]
     state = f"digest {found['digest']}" if found["complete"] else f"unfinished: {built} of {total} blocks"
-    classes = f"{len(source['classes'])} classes" if source["classes"] else "no class names"
+    classes = counted(len(source["classes"]), "class") if source["classes"] else "no class names"
     split = f" split {source['split']}," if source["split"] else ""
     size = "x".join(map(str, teacher["input_spec"]["size"]))
     lines = [
         f"{found['path']}: {state}",
-        f"  source   {source['layout']},{split} {found['samples']:,} samples, {classes}",
-        f"  recipe   {recipe['spec']}, {found['views']} views, seed {recipe['seed']}",
+        f"  source   {source['layout']},{split} {counted(found['samples'], 'sample')}, {classes}",
+        f"  recipe   {recipe['spec']}, {counted(found['views'], 'view')}, seed {recipe['seed']}",
         f"  teacher  {teacher['name']} at {size}, {teacher['precision']} on {teacher['processor']}",
         f"           weights {teacher['weights'] or 'unknown'} ({teacher['weights_format'] or 'not from a file'})",
     ]
@@ -71,12 +72,14 @@ def tell(found: dict[str, Any]) -> list[str]:
     for path, one in found.get("constants", {}).items():
         lines.append(f"  constant {path}: {one['dtype']} {tuple(one['shape'])}")
     if found["complete"]:
-        lines.append(f"  shards   {measure.size(report['bytes'])} in {total:,} blocks")
+        lines.append(f"  shards   {measure.size(report['bytes'])} in {counted(total, 'block')}")
         if report["top1"] is not None:
             before = f"{report['teacher_top1']:.2%} before encoding"
             lines.append(
                 f"  top-1    {report['top1']:.2%} of {report['labelled']:,} labelled rows ({before})"
             )
         if found["invalid"]:
-            lines.append(f"  invalid  {len(found['invalid']):,} samples, for example {found['invalid'][0]!r}")
+            lines.append(
+                f"  invalid  {counted(len(found['invalid']), 'sample')}, for example {found['invalid'][0]!r}"
+            )
     return lines

@@ -60,6 +60,12 @@ class MismatchError(SoftcacheError):
     exit_code = 3
 
 
+def counted(number: int, what: str) -> str:
+    """``"1 image"``, ``"1,234 images"``, ``"2 classes"``."""
+    ending = "" if number == 1 else "es" if what.endswith(("s", "x")) else "s"
+    return f"{number:,} {what}{ending}"
+
+
 def suggest(word: str, known: Iterable[str]) -> str:
     """``" (did you mean 'x'?)"`` when a known word is close to ``word``, else nothing."""
     close = difflib.get_close_matches(str(word), sorted(known), n=1, cutoff=0.5)

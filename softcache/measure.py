@@ -11,6 +11,7 @@ import numpy as np
 
 from softcache.codecs import AttentionMap
 from softcache.codecs.fixed import HIGH, LOW
+from softcache.errors import counted
 from softcache.manifest import Receipt, Report
 from softcache.targets import Items, Logits, Target
 
@@ -179,7 +180,9 @@ def tell(cache: Cache) -> str:
     """What a build says at its end."""
     r = cache.report
     rows = cache.samples * cache.views
-    lines = [f"{cache.path}: {cache.samples:,} samples × {cache.views} views, {size(r.bytes)} in shards"]
+    lines = [
+        f"{cache.path}: {counted(cache.samples, 'sample')} × {counted(cache.views, 'view')}, {size(r.bytes)} in shards"
+    ]
     lines[0] += f" ({r.bytes / rows:,.1f} bytes a view), digest {cache.digest[:16]}"
     for name, values in r.fidelity.items():
         told = words(values)

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from softcache.errors import counted
+
 _WINDOW = 20.0  # seconds the rates look back
 STAGES = ("decode", "teacher", "write")
 
@@ -91,7 +93,7 @@ class Meter:
         span = max(time.monotonic() - self._begun, 1e-6)
         limit, share = self.limit()
         return (
-            f"{self.rows:,} rows through the teacher in {clock(span)} ({self.rows / span:,.0f} rows/s), "
+            f"{counted(self.rows, 'row')} through the teacher in {clock(span)} ({self.rows / span:,.0f} rows/s), "
             f"{self.bytes / 1e6:,.1f} MB written; the limit was {limit} ({share:.0%} of the time)"
         )
 

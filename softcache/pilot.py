@@ -20,7 +20,7 @@ from softcache.arrays import constant
 from softcache.builder import build, open_source
 from softcache.cache import Cache
 from softcache.canary import COUNT
-from softcache.errors import SpecError
+from softcache.errors import SpecError, counted
 from softcache.identity import Identity
 from softcache.inventory import metadata
 from softcache.job import begun, check, default_rows, ids_arrays
@@ -247,12 +247,13 @@ def _disk(out: str | Path | None) -> tuple[int, int | None]:
 
 def tell(plan: Plan, out: str | Path | None) -> str:
     """The plan for a person."""
-    pilot = f"{plan.pilot['samples']:,} samples × {plan.pilot['views']} views"
+    pilot = f"{counted(int(plan.pilot['samples']), 'sample')} × {counted(int(plan.pilot['views']), 'view')}"
     lines = [
         plan.source,
         f"  pilot    {pilot} in {clock(plan.pilot['seconds'])}, deleted again",
-        f"  cache    {plan.samples:,} samples × {plan.views} views = {plan.teacher_rows:,} rows, "
-        f"{size(plan.predicted_bytes)} ({plan.bytes_per_view:,.1f} bytes a view, of everything)",
+        f"  cache    {counted(plan.samples, 'sample')} × {counted(plan.views, 'view')} = "
+        f"{counted(plan.teacher_rows, 'row')}, {size(plan.predicted_bytes)} "
+        f"({plan.bytes_per_view:,.1f} bytes a view, of everything)",
     ]
     if plan.disk_free is not None:
         verdict = "it fits" if plan.fits else "IT DOES NOT FIT"
@@ -276,13 +277,13 @@ def tell(plan: Plan, out: str | Path | None) -> str:
 
 def _compared(plan: Plan) -> list[str]:
     lines = [
-        f"The cache ({plan.views} views, with all that is read and written) takes as long as {plan.break_even_epochs:,} "
-        "epochs of the teacher online, of all students together.",
+        f"The cache ({counted(plan.views, 'view')}, with all that is read and written) takes as long as "
+        f"{counted(plan.break_even_epochs, 'epoch')} of the teacher online, of all students together.",
         f"{'':23}  {'teacher online':>14}  {'cache, once':>11}",
     ]
     for row in plan.online:
         n, online, cached = row["students"], row["online_hours"], row["cache_hours"]
-        who = f"{n} student{'s' * (n > 1)} × {plan.epochs} epochs"
+        who = f"{counted(n, 'student')} × {counted(plan.epochs, 'epoch')}"
         times = max(online, cached) / min(online, cached)
         verdict = "caching pays" if row["pays"] else "caching DOES NOT PAY"
         verdict += f": {times:,.1f} times as {'fast' if row['pays'] else 'long'}"

@@ -273,7 +273,7 @@ def test_a_build_tells_of_turned_images_once(tmp_path: Path, capsys):
     assert source.rotation == ""  # before the bytes were read
     sc.build(tmp_path / "cache", source=source, teacher=toy_teacher(), targets=["map=int8"])
     told = capsys.readouterr().err
-    assert told.count("2 JPEG files have an EXIF orientation, which is not applied") == 1
+    assert told.count("2 JPEG files with an EXIF orientation, which is not applied") == 1
     sc.build(
         tmp_path / "other",
         source=Source(tmp_path / "images", limit=1),

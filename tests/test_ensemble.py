@@ -111,8 +111,8 @@ def test_means_of_what_is_not_finite_warn_of_nothing():
     [
         ([A, Linear(4, size=6)], None, {}, MismatchError, "0 .*:Linear.* and 1 .* see 8x8 and 6x6 pixels"),
         ([A, B, Linear(4, classes=5)], None, {}, MismatchError, r"teacher 2 is the first.*\(4,\).*\(5,\)"),
-        ([A, B], ["a.safetensors"], {}, SpecError, "2 teachers and 1 files of weights"),
-        (A, ["a.safetensors", "b.safetensors"], {}, SpecError, "1 teachers and 2 files"),
+        ([A, B], ["a.safetensors"], {}, SpecError, "2 teachers and 1 file of weights"),
+        (A, ["a.safetensors", "b.safetensors"], {}, SpecError, "1 teacher and 2 files"),
         ([], None, {}, SpecError, "no teacher"),
         ([A, B], None, {"taps": ("first",)}, TeacherError, "2 teachers have no target 'first'.*'1.layer3'"),
         ([A, B], None, {"taps": ("2.logits",)}, TeacherError, "2 teachers have no target '2.logits'"),

@@ -548,7 +548,7 @@ def test_labels_are_told_of_where_there_is_no_mosaic_only(built: Path, tmp_path:
 
 
 def test_one_sample_is_refused_before_anything_is_loaded(tmp_path: Path):
-    with pytest.raises(SpecError, match=r"shows every sample with others.*1 samples.*leave out the mosaic"):
+    with pytest.raises(SpecError, match=r"shows every sample with others.*1 sample,.*leave out the mosaic"):
         make(tmp_path / "c", samples=1, recipe="crop(8)|mosaic", teacher="no.such:teacher")
     assert not (tmp_path / "c").exists()
 

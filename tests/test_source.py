@@ -286,7 +286,7 @@ def test_an_image_folder(folder: Path):
     assert source.ids[:2] == ("cat/000.png", "cat/001.png") and source.ids[5] == "cat/deep/er/x.JPEG"
     assert source.labels.tolist() == [0] * 6 + [1] * 3
     assert "9 samples, 2 classes" in source.describe()
-    assert "1 files that are not images ignored" in source.describe()
+    assert "1 file ignored, of another kind than images" in source.describe()
     assert np.array_equal(source.image(1), pixels(hash64("cat", 1) % 1000))
     assert source.index("dog/000.png") == 6
     with pytest.raises(SourceError, match=r"'dog/9.png'"):

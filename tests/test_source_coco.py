@@ -239,7 +239,7 @@ def test_odd_annotations_are_kept_by_a_stated_rule(root: Path):
     bare = boxes(source, "009.png")
     assert len(bare) == 0 and bare.xyxy.shape == (0, 4) and bare.to_bytes() == Boxes.empty().to_bytes()
     assert (
-        "9 boxes (1 around crowds, 1 to be ignored, 2 without an area, which are ignored), none in 1 images"
+        "9 boxes (1 around crowds, 1 to be ignored, 2 without an area, which are ignored), none in 1 image"
         in source.describe()
     )
 

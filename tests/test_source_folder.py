@@ -55,7 +55,7 @@ def test_a_folder_goes_down_and_is_sorted_by_path(tmp_path: Path):
     assert source.ids == ("a.png", "b/2.png", "b/deep/3.png", "c/1.png")
     assert np.array_equal(source.image(1), pixels(0)) and source._where(1) == str(root / "b/2.png")
     assert source.classes is None and source.labels.tolist() == [-1] * 4
-    assert "no labels; 1 files that are not images ignored" in source.describe()
+    assert "no labels; 1 file ignored, of another kind than images" in source.describe()
 
 
 def test_an_imagefolder_can_be_read_without_its_labels(tmp_path: Path):

@@ -273,7 +273,7 @@ def test_odd_boxes_are_kept_by_a_stated_rule(root: Path):
     assert len(boxes(source, "images/train/001.png")) == len(boxes(source, "images/train/002.png")) == 0
     told = source.describe()
     assert "10 boxes (2 without an area, which are ignored), none in 2 images" in told
-    assert "1 images without a file of labels are taken to show nothing" in told
+    assert "1 image without a file of labels, taken to show nothing" in told
 
 
 def test_a_dataset_of_keypoints_has_its_boxes(root: Path):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from softcache.errors import SpecError
+from softcache.errors import SpecError, counted
 from softcache.spec import MAX_SPEC, Call, canonical_json, construct, digest, digest_ids, parse, unparse
 
 words = st.from_regex(r"[a-zA-Z_][a-zA-Z0-9_]{0,8}", fullmatch=True).filter(
@@ -146,3 +146,14 @@ def test_digests_are_sha256():
 def test_ids_that_join_to_the_same_text_have_other_digests():
     assert len({digest_ids(ids) for ids in (["ab", "c"], ["a", "bc"], ["abc"], ["c", "ab"])}) == 4
     assert digest_ids(("ab", "c")) == digest_ids(["ab", "c"])
+
+
+def test_one_is_not_told_as_many():
+    told = [
+        counted(n, what)
+        for n, what in ((1, "image"), (0, "image"), (1234, "image"), (1, "class"), (2, "class"))
+    ]
+    assert (
+        told == ["1 image", "0 images", "1,234 images", "1 class", "2 classes"]
+        and counted(3, "box") == "3 boxes"
+    )

@@ -17,7 +17,7 @@ from softcache import canary
 from softcache.cache import Cache, is_whole
 from softcache.drawing import marks, words
 from softcache.drawing.panel import LEAST, Panel, sheet
-from softcache.errors import SpecError, StoreError
+from softcache.errors import SpecError, StoreError, counted
 from softcache.keyed import hash64
 from softcache.recipe import Recipe, gather, render
 from softcache.source import Boxes, Source
@@ -136,7 +136,7 @@ class _Drawer:
     def _head(self, sample: int) -> list[str]:
         """What holds for all views."""
         cache, targets = self._cache, self._cache.targets.values()
-        views = f"{cache.views} views" if cache.views > 1 else "1 view"
+        views = counted(cache.views, "view")
         teacher = cache.identity["teacher"]["name"]
         lines = [f"{cache.ids[sample]}: {views} of {self._recipe.spec}, seen by {teacher}"]
         if self._source.has_boxes:

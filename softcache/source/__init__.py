@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from softcache.errors import SourceError, SpecError, UnreadableImage, nearest
+from softcache.errors import SourceError, SpecError, UnreadableImage, counted, nearest
 from softcache.keyed import hash64
 from softcache.source import arrow, coco, dataset, folder, imagefolder, parquet, webdataset, yolo
 from softcache.source.boxes import Boxes, digest_boxes
@@ -198,16 +198,17 @@ class Source:
     @property
     def rotation(self) -> str:
         """One line for a person where, as the fingerprint found, JPEG files ask to be shown turned; else empty."""
-        found = f"{self._rotated:,} JPEG files have an EXIF orientation, which is not applied: pixels are used as stored"
+        files = counted(self._rotated, "JPEG file")
+        found = f"{files} with an EXIF orientation, which is not applied: pixels are used as stored"
         return found if self._rotated else ""
 
     def describe(self) -> str:
         """One line for a person."""
         split = "" if self.split is None else f", split {self.split!r}"
         every = len(self._samples.ids)
-        of = "" if len(self) == every else f" of {every:,}"
-        classes = "no class names" if self.classes is None else f"{len(self.classes):,} classes"
-        head = f"{self.layout}{split}: {len(self):,}{of} samples, {classes}"
+        of = "" if len(self) == every else f"{len(self):,} of "
+        classes = "no class names" if self.classes is None else counted(len(self.classes), "class")
+        head = f"{self.layout}{split}: {of}{counted(every, 'sample')}, {classes}"
         return "; ".join([head, *self._samples.notes])
 
     def decoder(self) -> dict[str, str]:

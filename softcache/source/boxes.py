@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from softcache.errors import counted
 from softcache.source.decode import open_image
 from softcache.source.files import Files
 from softcache.spec import canonical_json
@@ -106,7 +107,8 @@ def told(every: Boxes, starts: np.ndarray) -> str:
     }
     more = ", ".join(f"{n:,} {what}" for what, n in counts.items() if n)
     bare = int((np.diff(starts) == 0).sum())
-    return f"{len(every):,} boxes{f' ({more})' * bool(more)}{f', none in {bare:,} images' * bool(bare)}"
+    none = f", none in {counted(bare, 'image')}" * bool(bare)
+    return f"{counted(len(every), 'box')}{f' ({more})' * bool(more)}{none}"
 
 
 def shown(value: Any) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from softcache.errors import SourceError
+from softcache.errors import SourceError, counted
 from softcache.source.files import Files, has_images, images_in, refuse_columns, split_folders
 from softcache.source.layout import SPLITS, choose_split
 
@@ -35,5 +35,5 @@ def open_split(path: Path, split: str | None, image_column: str | None, label_co
             f"{', '.join(SPLITS)}; leave split= out, or point to the folder above"
         )
     ids, ignored = images_in(path, path)
-    notes = (f"{ignored:,} files that are not images ignored",) if ignored else ()
+    notes = (f"{counted(ignored, 'file')} ignored, of another kind than images",) if ignored else ()
     return Files(path, split, ids, np.full(len(ids), -1, np.int64), None, ("no labels", *notes))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from softcache.errors import SourceError
+from softcache.errors import SourceError, counted
 from softcache.source.decode import EXTENSIONS
 from softcache.source.files import Files, has_images, images_in, refuse_columns, split_folders, subfolders
 from softcache.source.layout import SPLITS, choose_split
@@ -51,7 +51,7 @@ def open_split(path: Path, split: str | None, image_column: str | None, label_co
         ids += images
         labels += [label] * len(images)
         ignored += others
-    notes = [f"{ignored:,} files that are not images ignored"] if ignored else []
+    notes = [f"{counted(ignored, 'file')} ignored, of another kind than images"] if ignored else []
     if has_images(path, below=False):
         notes.append(f"images directly in {path.name}, in no class folder, ignored")
     names = tuple(folder.name for folder in classes)

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from softcache.errors import SourceError
+from softcache.errors import SourceError, counted
 from softcache.source.boxes import Annotated, Boxes, by_image, flat, image_size, shown, told
 from softcache.source.decode import orientation
 from softcache.source.files import images_in, refuse_columns
@@ -231,7 +231,7 @@ def _labels(images: list[Path], classes: int, pose: bool) -> tuple[Boxes, np.nda
     if outlines := sum(outline):
         notes.append(f"{outlines:,} of them enclose outlines")
     if bare := there.count(False):
-        notes.append(f"{bare:,} images without a file of labels are taken to show nothing")
+        notes.append(f"{counted(bare, 'image')} without a file of labels, taken to show nothing")
     return every, starts, tuple(notes)
 
 

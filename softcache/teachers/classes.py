@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from softcache.errors import MismatchError, SpecError, nearest
+from softcache.errors import MismatchError, SpecError, counted, nearest
 from softcache.identity import InputSpec, TeacherId
 from softcache.targets import Layout, is_logits
 from softcache.teachers import Teacher, constants_of, layouts_of
@@ -103,12 +103,12 @@ def aligned(
     columns = tuple(found[name] for name in wanted)
     moved = any(one.background not in (None, one.classes) for one in heads)
     if columns == tuple(range(len(names))) and not moved:
-        say(f"{len(wanted)} classes, the teacher's names in the source's order")
+        say(f"{counted(len(wanted), 'class')}, the teacher's names in the source's order")
         return teacher
     told = [_moves(wanted, columns) or "in the same order"]
     told += [f"{len(names) - len(columns)} that are none are left out"] * (len(names) > len(columns))
     told += ["the background comes last"] * moved
-    say(f"{len(wanted)} classes matched by name, the teacher's → the source's: {'; '.join(told)}")
+    say(f"{counted(len(wanted), 'class')} matched by name, the teacher's → the source's: {'; '.join(told)}")
     return Permuted(teacher, columns)
 
 

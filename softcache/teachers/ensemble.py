@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from softcache import spec
-from softcache.errors import MismatchError, SpecError, TeacherError
+from softcache.errors import MismatchError, SpecError, TeacherError, counted
 from softcache.identity import InputSpec, MemberId, TeacherId
 from softcache.targets import is_logits
 from softcache.teachers import Options, Teacher, constants_of, layouts_of, load
@@ -47,8 +47,8 @@ def assemble(
         raise SpecError("no teacher: name one at least")
     if len(files) not in (0, len(asked)):
         raise SpecError(
-            f"{len(asked)} teachers and {len(files)} files of weights: name one for each, in the same order "
-            "(in Python and YAML, null for a teacher that needs none)"
+            f"{counted(len(asked), 'teacher')} and {counted(len(files), 'file')} of weights: name one for each, in the "
+            "same order (in Python and YAML, null for a teacher that needs none)"
         )
     files = files or [None] * len(asked)
     if options.flip_tta and (others := [t for t in options.taps if not is_logits(t)]):
