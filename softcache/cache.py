@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from softcache import manifest as m
-from softcache import spec, views
+from softcache import spec, tars, views
 from softcache.arrays import block_arrays, constant, view_rows
 from softcache.block import Block
 from softcache.errors import (
@@ -28,7 +28,7 @@ from softcache.errors import (
 )
 from softcache.identity import Identity
 from softcache.parts import Part, follow, identity_file
-from softcache.reader import Reader
+from softcache.reader import Files, Reader
 from softcache.recipe import View
 from softcache.store import Store
 from softcache.targets import Target
@@ -47,15 +47,7 @@ def open(path: str | Path) -> Cache:
     """
     store = Store(path)
     if os.path.lexists(store.path(m.MANIFEST)):
-        where = str(store.path(m.MANIFEST))
-        hint = f"delete it and run the same build-cache again: it is made anew from {store.root / 'receipts'}"
-        raw = store.get(m.MANIFEST, m.MAX_JSON)
-        manifest = m.read(m.Manifest, raw, where, hint)
-        if not manifest.stands_for(raw):
-            raise DamageError(f"{where} was edited: its digest does not match its content; {hint}")
-        if not all(part.holds_together() for part in (manifest, *manifest.parts)):
-            raise DamageError(f"{where} was edited: its identity is not the one that was begun with; {hint}")
-        return Cache(store, manifest.identity, manifest)
+        return open_finished(store)
     if store.exists(identity_file(0)):
         return Cache(store, read_identity(store), None)
     if not store.root.is_dir():
@@ -63,6 +55,22 @@ def open(path: str | Path) -> Cache:
     else:
         what = f"holds no {m.MANIFEST}" if any(store.root.iterdir()) else "is empty"
     raise NoCache(f"{store.root} is no cache: it {what}. Build one with build-cache … -o FOLDER")
+
+
+def open_finished(store: Store) -> Cache:
+    """The cache, or the export of one to tars, whose manifest is in a store. Raises as :func:`open`."""
+    where = str(store.path(m.MANIFEST))
+    hint = f"delete it and run the same build-cache again: it is made anew from {store.root / 'receipts'}"
+    raw = store.get(m.MANIFEST, m.MAX_JSON)
+    manifest = m.read(m.Manifest, raw, where, hint)
+    if not manifest.stands_for(raw):
+        raise DamageError(f"{where} was edited: its digest does not match its content; {hint}")
+    if not all(part.holds_together() for part in (manifest, *manifest.parts)):
+        raise DamageError(f"{where} was edited: its identity is not the one that was begun with; {hint}")
+    cache = Cache(store, manifest.identity, manifest)
+    if store.exists(tars.NAME):
+        cache.reader.shards = cache.tars = tars.Tars(store, cache)
+    return cache
 
 
 def read_identity(store: Store, part: int = 0) -> Identity:
@@ -83,6 +91,7 @@ class Cache:
         identity: what was built, as plain JSON values; targets and views are those of all parts, the rest is part 0's.
         parts: what it was made of, see :mod:`softcache.parts`.
         manifest: None while the build is unfinished.
+        tars: where its rows lie, of an export to WebDataset; else None.
         teacher_rows: rows that a teacher answered in the very call of ``build`` that returned this; 0 when opened.
         pace: and how fast, see :meth:`softcache.meter.Meter.pace`; empty when opened.
     """
@@ -106,7 +115,8 @@ class Cache:
         self.arrays = {a.path: a for a in block_arrays(self.grid, self.targets, seen)}
         # A finished cache has every block; one that is being built is asked before a file is touched.
         check = self._built if manifest is None else _nothing
-        self.reader = Reader(store, self.grid, list(self.arrays.values()), check)
+        self.tars: tars.Tars | None = None
+        self.reader = Reader(Files(store), self.grid, list(self.arrays.values()), check)
 
     @property
     def path(self) -> Path:

@@ -7,19 +7,17 @@ and resampler, from this copy of the images, must give the same bytes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
-from softcache.arrays import view_rows
+from softcache import shown
 from softcache.cache import Cache
 from softcache.errors import DamageError, MismatchError, NotBuilt, UnreadableImage, counted
 from softcache.keyed import draws
 from softcache.recipe import OPS, RENDER_VERSION, View, gather, render
 from softcache.recipe import mix as mixes
 from softcache.recipe import mosaic as mosaics
-from softcache.recipe.mix import Blend, Mix
-from softcache.recipe.mosaic import TILES, Frame, Mosaic, Tile
 from softcache.several import Several
 from softcache.source import Source, digest_contents, digest_labels
 
@@ -92,6 +90,19 @@ def pair(cache: Cache, source: Source, tolerance: float = TOLERANCE, every: bool
     if known is not None and known != source.digest_boxes(index.tolist()):
         message += "; NOTE: its boxes are not those the cache was built with"
     return Pairing(index, classes, message, same)
+
+
+def class_labels(cache: Cache, source: Source, index: np.ndarray) -> np.ndarray:
+    """int64, as ``index``: the cache's class, by name, of some images of ``source``; −1 if unknown, as
+    all are where the cache was built with ``ignore_labels``."""
+    labels = source.labels[index]
+    if source.classes is None:
+        return labels
+    if cache.classes is None:
+        return np.full_like(labels, -1)
+    ours = {name: number for number, name in enumerate(cache.classes)}
+    table = np.array([ours.get(name, -1) for name in source.classes], np.int64)
+    return np.where(labels >= 0, table[labels], -1)
 
 
 def _check_versions(cache: Cache) -> None:
@@ -169,7 +180,7 @@ def _canaries(cache: Cache, size: tuple[int, int]) -> Iterator[tuple[int, View, 
     samples = cache.constant("canary/sample")
     n = len(samples)
     should = {"pixels": ((n, *size, 3), "uint8"), "sample": ((n,), "int64")}
-    views = room(n, cache.parameters, cache.mixed, cache.tiled)
+    views = shown.room(n, cache.parameters, cache.mixed, cache.tiled)
     should |= {name: (rows.shape, rows.dtype.name) for name, rows in views.items()}
     kept = {name: cache.constant(f"canary/{name}") for name in should}
     found = {name: (values.shape, values.dtype.name) for name, values in kept.items()}
@@ -180,7 +191,7 @@ def _canaries(cache: Cache, size: tuple[int, int]) -> Iterator[tuple[int, View, 
     ):
         raise DamageError(f"the canaries of {cache.path} are not what a build writes: {found}")
     for i, sample in enumerate(samples.tolist()):
-        yield sample, _view(kept, "", i), kept["pixels"][i]
+        yield sample, shown.view_of(kept, i), kept["pixels"][i]
 
 
 def _impossible(cache: Cache, samples: np.ndarray, kept: Mapping[str, np.ndarray]) -> bool:
@@ -197,44 +208,3 @@ def _impossible(cache: Cache, samples: np.ndarray, kept: Mapping[str, np.ndarray
         )
         wrong = mosaics.impossible(partners[:, 0], tiles, frames, *count).any()
     return bool(wrong)
-
-
-# -- as they are stored: the views that one is shown with stand beside it ------------------------------------
-
-
-def room(rows: int, parameters: int, mixed: bool, tiled: bool) -> dict[str, np.ndarray]:
-    """Room for so many canaries' views by the names of the arrays below ``canary/``, zeros."""
-    found = view_rows(rows, parameters, mixed, tiled)
-    parts = {f"tile{j}_": view_rows(rows, parameters, False, False) for j in range(TILES * tiled)}
-    if mixed:
-        parts["partner_"] = room(rows, parameters, False, tiled)
-    return found | {of + name: numbers for of, part in parts.items() for name, numbers in part.items()}
-
-
-def keep(kept: dict[str, np.ndarray], row: int, view: View, of: str = "") -> None:
-    """Put a view into a row of :func:`room`; ``of`` is what stands before the names."""
-    for name, numbers in view.fields().items():
-        if of + name in kept:
-            kept[of + name][row] = numbers
-    for j, tile in enumerate(view.mosaic.tiles if view.mosaic else ()):
-        keep(kept, row, tile.view, f"{of}tile{j}_")
-    if view.mix:
-        keep(kept, row, view.mix.view, f"{of}partner_")
-
-
-def _view(kept: Mapping[str, np.ndarray], of: str, i: int) -> View:
-    """The inverse of :func:`keep`."""
-
-    def row(name: str) -> list[int]:
-        return kept[of + name][i].tolist() if of + name in kept else []
-
-    view = View.unpack(row("geometry"), row("ops"))
-    tiles, partner = row("tiles"), row("partner")
-    if tiles and tiles[0] >= 0:
-        whose = zip(tiles[::2], tiles[1::2], strict=True)
-        others = [Tile(who, number, _view(kept, f"{of}tile{j}_", i)) for j, (who, number) in enumerate(whose)]
-        view = replace(view, mosaic=Mosaic(tuple(others), Frame.unpack(row("mosaic"))))
-    if partner and partner[0] >= 0:
-        theirs = _view(kept, f"{of}partner_", i)
-        view = replace(view, mix=Mix(partner[0], partner[1], theirs, Blend.unpack(row("mix"))))
-    return view

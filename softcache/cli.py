@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
-from softcache import flags
+from softcache import exchanging, flags
 from softcache.errors import SoftcacheError, SpecError, nearest
 from softcache.options import read_yaml
 
@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         action = "append" if flag == "ids" else "store"
         spelled = flags.spelled(flag)
         show.add_argument(spelled, dest=flag, type=type_, metavar=metavar, help=help, action=action)
-    for name in _SOURCE_FLAGS:
+    for name in flags.SOURCE:
         flags.add(show, name, default=None)
     show.set_defaults(run=_show)
 
@@ -117,6 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     licence.set_defaults(run=_licence)
 
+    exchanging.add(commands)
     for one in (show, verify, diff):
         one.add_argument("--json", action="store_true", help="one JSON value on stdout")
     arguments = parser.parse_args(argv)
@@ -155,6 +156,8 @@ def _add_build(parser: argparse.ArgumentParser, planned: bool = False) -> None:
     if planned:
         for flag, number, help in PLAN_FLAGS:
             parser.add_argument(flag, type=int, default=number, metavar="N", help=f"{help} ({number})")
+    else:
+        exchanging.add_format(parser)
     what = "the plan" if planned else "the summary of the cache"
     parser.add_argument("--json", action="store_true", help=f"{what} as JSON on stdout")
 
@@ -163,7 +166,10 @@ def _build(arguments: argparse.Namespace) -> int:
     from softcache.builder import build
     from softcache.card import summary
 
-    cache = _validated(build)(arguments.out, **_options(arguments))
+    exchanging.check_format(arguments)
+    options = _options(arguments)
+    cache = _validated(build)(arguments.out, **options)
+    exchanging.after_build(cache, arguments, options)
     if arguments.json:
         print(json.dumps(summary(cache) | {"teacher_rows": cache.teacher_rows}, indent=2))
     return 0
@@ -249,7 +255,7 @@ def _overlay(arguments: argparse.Namespace, cache: Any) -> list[Path]:
     """The pictures that were asked for."""
     said = {name: getattr(arguments, name) for name in _OVERLAY_FLAGS if getattr(arguments, name) is not None}
     if arguments.overlay is None:
-        for name in (*said, *(n for n in _SOURCE_FLAGS if getattr(arguments, n) is not None)):
+        for name in (*said, *(n for n in flags.SOURCE if getattr(arguments, n) is not None)):
             raise SpecError(
                 f"{flags.spelled(name)} is for --overlay DIR, which draws what the cache holds onto images"
             )
@@ -258,22 +264,11 @@ def _overlay(arguments: argparse.Namespace, cache: Any) -> list[Path]:
 
     if arguments.source is None:
         raise SpecError("--overlay needs --source: the cache holds no images")
-    return overlay(cache, _source(arguments, cache), arguments.overlay, **said)
+    return overlay(cache, flags.open_source(arguments, cache), arguments.overlay, **said)
 
-
-def _source(arguments: argparse.Namespace, cache: Any) -> Any:
-    """The source that the flags name; split and layout as the cache's, where they do not say."""
-    from softcache.source import Source
-
-    said = {name: getattr(arguments, name, None) for name in (*_SOURCE_FLAGS[1:], "limit")}
-    built = {name: cache.identity["source"][name] for name in ("split", "layout") if said[name] is None}
-    return Source(arguments.source, **said | built)
-
-
-_SOURCE_FLAGS = ("source", "split", "layout", "image_column", "label_column")
 
 _LIVE_FLAGS = (
-    *_SOURCE_FLAGS, "limit", "teacher", "weights", "allow_pickle", "device", "input_size", "mean", "std", "color",
+    *flags.SOURCE, "limit", "teacher", "weights", "allow_pickle", "device", "input_size", "mean", "std", "color",
 )  # fmt: skip
 
 
@@ -309,7 +304,7 @@ def _verify_live(arguments: argparse.Namespace, cache: Any) -> int:
             raise SpecError(f"--live needs --{name}: the cache never loads its teacher by itself")
     if arguments.live < 1:
         raise SpecError(f"--live {arguments.live}: at least one row")
-    source = _source(arguments, cache)
+    source = flags.open_source(arguments, cache)
     said = {
         k: getattr(arguments, k) for k in ("allow_pickle", "device", "input_size", "mean", "std", "color")
     }

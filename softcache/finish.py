@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from softcache import cache as caches
-from softcache import canary, measure, probe, spec
+from softcache import canary, measure, probe, shown, spec
 from softcache import manifest as m
 from softcache.arrays import constant
 from softcache.block import Block
@@ -109,12 +109,12 @@ def _canaries(job: Job, invalid: list[int]) -> list[tuple[Array, np.ndarray]]:
     rows = canary.choose(job.grid.samples, job.grid.views, invalid, job.recipe.seed)
     size = job.teacher.input_spec.size
     pixels = np.zeros((len(rows), *size, 3), np.uint8)
-    kept = canary.room(len(rows), job.recipe.parameters, job.recipe.mixed, job.recipe.tiled)
+    kept = shown.room(len(rows), job.recipe.parameters, job.recipe.mixed, job.recipe.tiled)
     for i, (sample, k) in enumerate(rows):
         image = job.image(sample)
         view, images = job.see(image, sample, k)
         pixels[i] = render(image, view, size, images)
-        canary.keep(kept, i, view)
+        shown.keep(kept, i, view)
     named = kept | {"pixels": pixels, "sample": np.array([s for s, _ in rows], np.int64)}
     return [(constant(f"canary/{n}", v.shape, v.dtype.name), v) for n, v in named.items()]
 

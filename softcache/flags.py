@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from softcache.errors import SpecError
+
+if TYPE_CHECKING:
+    from softcache.cache import Cache
+    from softcache.source import Source
 
 # One entry a keyword argument of softcache.build: (metavar, help); a flag's type follows from the signature.
 BUILD: dict[str, tuple[str | None, str]] = {
@@ -67,6 +71,9 @@ BUILD: dict[str, tuple[str | None, str]] = {
 }
 
 
+# what names the images of a cache that is there
+SOURCE = ("source", "split", "layout", "image_column", "label_column")
+
 _REPEATED = ("targets", "teacher", "weights", "licences")
 
 
@@ -81,6 +88,15 @@ def add(parser: argparse.ArgumentParser, name: str, default: Any) -> None:
         parser.add_argument(flag, dest=name, action=action, help=help, default=default)
     else:
         parser.add_argument(flag, dest=name, type=_reader(name), metavar=metavar, help=help, default=default)
+
+
+def open_source(arguments: argparse.Namespace, cache: Cache) -> Source:
+    """The source that the flags name; split and layout as the cache's, where they do not say."""
+    from softcache.source import Source
+
+    said = {name: getattr(arguments, name, None) for name in (*SOURCE[1:], "limit")}
+    built = {name: cache.identity["source"][name] for name in ("split", "layout") if said[name] is None}
+    return Source(arguments.source, **said | built)
 
 
 def spelled(name: str) -> str:

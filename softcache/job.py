@@ -15,7 +15,7 @@ import numpy as np
 import softcache
 from softcache import cache as caches
 from softcache import manifest as m
-from softcache import probes
+from softcache import probes, tars
 from softcache.arrays import constant
 from softcache.block import Grid
 from softcache.errors import (
@@ -159,6 +159,10 @@ def _try(recipe: Recipe, source: Source) -> None:
 
 def begun(store: Store) -> Identity | None:
     """The identity of the build in the store, None for a new one; :class:`MismatchError` where something else lies."""
+    if store.exists(tars.NAME):
+        raise MismatchError(
+            f"{store.root} is an export to tars, not a cache to be built: name another folder for it"
+        )
     started = store.exists(identity_file(0))
     foreign = [] if started else [n for n in store.names() if not n.startswith("ids/")]
     if started or store.exists(

@@ -75,6 +75,10 @@ def state(cache: Cache, said: Mapping[str, str] | Iterable[str]) -> Cache:
     Raises :class:`SpecError`, and :class:`NotBuilt` while there is no manifest.
     """
     new = read(said)
+    if cache.tars:
+        raise SpecError(
+            f"{cache.path} is an export to tars: state the licences of its cache, and export that again"
+        )
     while True:
         with cache.store.claim("manifest") as mine:
             if mine:

@@ -12,7 +12,7 @@ import resource
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -36,14 +36,34 @@ class _Group:
         self.record = np.dtype([(f, a.dtype, a.row) for f, a in self.small.items()])
 
 
+class Shards(Protocol):
+    """Where the rows of an array in one block lie."""
+
+    def open(self, array: Array, block: Block) -> Any:
+        """They, mapped: ``(rows, *row)`` of small rows; of big ones an object with :meth:`Sharded.read`."""
+        ...
+
+
+class Files:
+    """In a file of their own, as in the folder of a cache."""
+
+    def __init__(self, store: Store):
+        self._store = store
+
+    def open(self, array: Array, block: Block) -> Any:
+        path = self._store.path(array.file(block.view, block.index))
+        return Sharded(path, array) if array.big else map_plain(path, array)
+
+
 class Reader:
     """Reads rows of the arrays of one cache. Safe to use from threads, and after a fork.
 
-    ``before_open`` is called with a block before a file of it is first touched; it raises where the file must not be.
+    ``shards`` says where they lie. ``before_open`` is called with a block before a file of it is first touched; it raises
+    where the file must not be.
     """
 
-    def __init__(self, store: Store, grid: Grid, arrays: list[Array], before_open: Callable[[Block], Any]):
-        self._store, self._grid, self._before_open = store, grid, before_open
+    def __init__(self, shards: Shards, grid: Grid, arrays: list[Array], before_open: Callable[[Block], Any]):
+        self.shards, self._grid, self._before_open = shards, grid, before_open
         groups: dict[str, dict[str, Array]] = {}
         for array in arrays:
             group, _, field = array.path.rpartition("/")
@@ -84,7 +104,7 @@ class Reader:
         out = np.empty(len(positions), group.record)
         for index, here, rows in self._by_block(positions):
             for field, array in group.small.items():
-                out[field][here] = self._file(array, view, index, map_plain)[rows]
+                out[field][here] = self._file(array, view, index)[rows]
         return out
 
     def _by_block(self, positions: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
@@ -104,7 +124,7 @@ class Reader:
         out = out[: len(positions)]
         jobs = []
         for index, here, rows in self._by_block(positions):
-            shard = self._file(array, view, index, Sharded)
+            shard = self._file(array, view, index)
             jobs += [(shard, int(r), out[h]) for h, r in zip(here, rows, strict=True)]
         if out.nbytes < _THREADED_BYTES:
             _decode(jobs)
@@ -114,12 +134,13 @@ class Reader:
                 done.result()
         return out
 
-    def _file(self, array: Array, view: int, index: int, opener: Callable[[Any, Array], Any]) -> Any:
+    def _file(self, array: Array, view: int, index: int) -> Any:
         key = (array.path, view, index)
         found = self._files.get(key)
         if found is None:
-            self._before_open(self._grid.block(view, index))
-            found = opener(self._store.path(array.file(view, index)), array)
+            block = self._grid.block(view, index)
+            self._before_open(block)
+            found = self.shards.open(array, block)
             if len(self._files) >= _open_files():
                 for old in list(self._files)[: len(self._files) // 2]:  # no lock: a fork might find it held
                     self._files.pop(old, None)

@@ -14,13 +14,16 @@ import fcntl
 import hashlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, cast
 
 from softcache.errors import DamageError, StoreError
 
 TEMPORARY = ".tmp"
 CLAIMS = ".claims"
+
+Data = bytes | memoryview | Iterable[bytes | memoryview]
 
 
 class Disk:
@@ -29,13 +32,15 @@ class Disk:
     def make_folder(self, path: Path) -> None:
         path.mkdir()
 
-    def write_file(self, path: Path, data: bytes | memoryview) -> None:
+    def write_file(self, path: Path, data: Data) -> None:
         """Write a new file whole and make its content durable; what had its name is unlinked, not written into."""
         with contextlib.suppress(FileNotFoundError):
             path.unlink()
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
         try:
-            self.write(fd, path, data)
+            whole = isinstance(data, bytes | memoryview)
+            for part in cast(Iterable[bytes], [data] if whole else data):
+                self.write(fd, path, part)
             self.sync_file(fd, path)
         finally:
             os.close(fd)
@@ -79,8 +84,11 @@ class Store:
                 raise DamageError(f"{folder} is a link: a cache holds none")
         return folder / parts[-1]
 
-    def put(self, name: str, data: bytes | memoryview) -> None:
-        """Write ``name`` whole and durably, or raise :class:`StoreError` and leave what was there."""
+    def put(self, name: str, data: Data) -> None:
+        """Write ``name`` whole and durably, or raise :class:`StoreError` and leave what was there.
+
+        ``data`` may come in parts; what is raised while they are made leaves what was there, too.
+        """
         path = self.path(name)
         temporary = self.temporary(path)
         try:
@@ -88,10 +96,12 @@ class Store:
             self.disk.write_file(temporary, data)
             self.disk.rename(temporary, path)
             self.disk.sync_folder(path.parent)
-        except OSError as e:
+        except BaseException as e:
             with contextlib.suppress(OSError):
                 temporary.unlink()
-            raise _explain(e, path, len(data)) from e
+            if not isinstance(e, OSError):
+                raise
+            raise _explain(e, path, len(data) if isinstance(data, bytes | memoryview) else 0) from e
 
     def temporary(self, path: Path) -> Path:
         """Where the bytes of ``path`` are until they are whole."""
@@ -140,11 +150,17 @@ class Store:
 
     def digest(self, name: str) -> str:
         """The file's sha256, read in pieces. Raises :class:`DamageError` as :meth:`get` does."""
+        try:
+            with self.stream(name) as file:
+                return hashlib.file_digest(cast(Any, file), "sha256").hexdigest()
+        except OSError as e:
+            raise DamageError(f"{self.path(name)} cannot be read: {e.strerror}") from e
+
+    def stream(self, name: str) -> BinaryIO:
+        """The file, opened to be read. :class:`DamageError` when it is absent or a link."""
         path = self.path(name)
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-            with os.fdopen(fd, "rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()
+            return os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb")
         except OSError as e:
             raise DamageError(f"{path} cannot be read: {e.strerror}") from e
 
@@ -221,8 +237,9 @@ def _lock(path: Path) -> int | None:
 
 def _explain(e: OSError, path: Path, size: int) -> StoreError:
     if e.errno in (errno.ENOSPC, errno.EDQUOT):
+        what = f"{size:,}" if size else "more"
         return StoreError(
-            f"the disk is full: {path} needs {size:,} bytes. Free some space and run the same command again; "
+            f"the disk is full: {path} needs {what} bytes. Free some space and run the same command again; "
             "what was committed is kept"
         )
     return StoreError(

@@ -126,7 +126,7 @@ class ForgetfulDisk(CountingDisk):
 
     def write(self, fd: int, path: Path, data: bytes | memoryview) -> None:
         super().write(fd, path, data)
-        self._now.setdefault(path, _Inode(b"")).written = bytes(data)
+        self._now.setdefault(path, _Inode(b"")).written = path.read_bytes()  # it may come in parts
 
     def sync_file(self, fd: int, path: Path) -> None:
         super().sync_file(fd, path)

@@ -165,7 +165,8 @@ def _crc(data: bytes | memoryview) -> bytes:
     return struct.pack("<I", value)
 
 
-def _map(path: Path) -> memoryview:
+def map_file(path: Path) -> memoryview:
+    """A whole file, mapped read-only. :class:`DamageError` where there is no file, or nothing in it."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)  # a pipe must not hold us up
     except FileNotFoundError:
@@ -217,7 +218,7 @@ def _content_size(frame: memoryview) -> int | None:
 
 def map_plain(path: Path, array: Array) -> np.ndarray:
     """A plain file, mapped: ``(rows, *row)``, read-only. Its length and checksum are checked now, once."""
-    data = _map(path)
+    data = map_file(path)
     if len(data) != array.plain_bytes():
         raise DamageError(f"{path} has {len(data):,} bytes and should have {array.plain_bytes():,}")
     body = _checked(data, path, "the file")
@@ -230,7 +231,7 @@ class Sharded:
 
     def __init__(self, path: Path, array: Array):
         self.path, self.array = path, array
-        self._data = _map(path)
+        self._data = map_file(path)
         table = array.rows * _INDEX + _CRC
         if len(self._data) < table:
             raise DamageError(f"{path} has {len(self._data):,} bytes, less than its index of {table:,}")

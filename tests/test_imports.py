@@ -15,10 +15,10 @@ REPO = Path(__file__).resolve().parents[1]
 # The table of docs/design.md. Teachers stand beside the builder and may be imported from floor 5 upwards.
 FLOORS = [
     {"errors", "spec", "keyed", "options"},
-    {"codecs", "store", "remote"},
+    {"codecs", "store", "remote", "ustar"},
     {"source", "recipe", "targets", "pixels"},
-    {"block", "zarrfile", "identity", "arrays", "parts", "manifest", "warp", "geometry", "probes"},
-    {"cache", "canary", "inventory", "licences", "reader", "several", "views"},
+    {"block", "zarrfile", "identity", "arrays", "parts", "manifest", "warp", "geometry", "probes", "shown"},
+    {"cache", "canary", "inventory", "licences", "members", "reader", "several", "tars", "views"},
     {
         "job",
         "meter",
@@ -33,9 +33,10 @@ FLOORS = [
         "pilot",
         "adapter",
         "drawing",
+        "exchange",
         "teachers",
     },
-    {"testing", "cli"},
+    {"testing", "cli", "exchanging"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 TEACHING = {"timm", "torchvision", "ultralytics", "transformers", "onnxruntime"}

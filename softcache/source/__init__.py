@@ -140,6 +140,11 @@ class Source:
 
     __getitem__ = image
 
+    def encoded(self, i: int) -> bytes | np.ndarray:
+        """The bytes of sample ``i`` as they lie there, or its pixels where a Python dataset has no bytes. Raises as
+        :meth:`image` does, but for what cannot be decoded."""
+        return self._content(i, lambda content: self._same(i, content))
+
     @property
     def has_boxes(self) -> bool:
         """Does the layout say where things are in the images?"""

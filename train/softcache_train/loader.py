@@ -157,7 +157,7 @@ class Loader:
         if rank == 0 and self.policy.warning:
             logging.getLogger(__name__).warning(self.policy.warning)
         self.order = Order(samples, 1 if self.policy.fresh else views or cache.views, global_batch, seed)
-        self.labels = class_labels(cache, source, self.pairing.index)
+        self.labels = canary.class_labels(cache, source, self.pairing.index)
         self.image = Kept(source, DECODED_BYTES, self.pairing.index)
         self.probes = self._probes() if self.target_source.probed else None
         self.epoch = self.step = 0
@@ -265,19 +265,6 @@ class Loader:
 def trainable(cache: Cache) -> np.ndarray:
     """int64 indices into ``cache.ids`` of the samples whose images could be read."""
     return np.setdiff1d(np.arange(cache.samples), cache.invalid)
-
-
-def class_labels(cache: Cache, source: Source, index: np.ndarray) -> np.ndarray:
-    """int64, as ``index``: the cache's class, by name, of some images of ``source``; −1 if unknown, as
-    all are where the cache was built with ``ignore_labels``."""
-    labels = source.labels[index]
-    if source.classes is None:
-        return labels
-    if cache.classes is None:
-        return np.full_like(labels, -1)
-    ours = {name: number for number, name in enumerate(cache.classes)}
-    table = np.array([ours.get(name, -1) for name in source.classes], np.int64)
-    return np.where(labels >= 0, table[labels], -1)
 
 
 def stack_views(images: list[np.ndarray], views: list[View], size: tuple[int, int]) -> np.ndarray:

@@ -22,12 +22,12 @@ import torch
 from torch import nn
 
 from softcache.cache import Cache
-from softcache.canary import Pairing
+from softcache.canary import Pairing, class_labels
 from softcache.errors import MismatchError, UnreadableImage
 from softcache.keyed import Permutation
 from softcache.recipe import View, render
 from softcache.source import Source
-from softcache_train.loader import class_labels, normalise, trainable
+from softcache_train.loader import normalise, trainable
 
 ENOUGH = 100
 HELD_OUT = 10  # one cached sample in so many

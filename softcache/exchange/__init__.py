@@ -1,0 +1,12 @@
+"""Containers that a cache is put into, and taken out of again: one file each, listed in :data:`FORMATS`.
+
+A member offers
+
+- ``recognise(path)``: is that an export of this kind?
+- ``export(cache, out, …)``: write it, or go on with it; returns its digest;
+- ``restore(path, out)``: the cache again, byte for byte.
+"""
+
+from __future__ import annotations
+
+FORMATS = {"webdataset": "softcache.exchange.webdataset"}
