@@ -2,10 +2,10 @@
 op asks for them.
 
 A recipe is a spec read left to right: ``crop(32, pad=4)|flip``, ``resize(256)|center_crop(224)``.
-A new op is one frozen dataclass and one line in :data:`OPS`. There are ops of geometry, which change the canvas, and
-after them pixel ops (:mod:`.pixelop`), done on the pixels that were resampled; then, perhaps, a mosaic with the views of
-three other samples (:mod:`.mosaicking`), and a mix with one (:mod:`.mixing`). ``8: A; B`` is the chain A for the first
-eight views and B for all others (:mod:`.phase`).
+A new op is one frozen dataclass, with a sentence for people, and one line in :data:`OPS`. There are ops of geometry, which
+change the canvas, and after them pixel ops (:mod:`.pixelop`), done on the pixels that were resampled; then, perhaps, a
+mosaic with the views of three other samples (:mod:`.mosaicking`), and a mix with one (:mod:`.mixing`). ``8: A; B`` is the
+chain A for the first eight views and B for all others (:mod:`.phase`).
 """
 
 from __future__ import annotations
@@ -131,6 +131,10 @@ class Recipe:
     def size(self) -> Size | None:
         """(height, width) that every view ends with, or None where it depends on the image."""
         return self._phases[0].size(None)
+
+    def words(self) -> list[tuple[int, list[str]]]:
+        """The number of the first view of each phase, and a sentence for each of its ops."""
+        return [(phase.first, [op.words() for op in phase.ops]) for phase in self._phases]
 
     def view(
         self, id: str, k: int, width: int, height: int, boxes: np.ndarray | None = None, alone: bool = False

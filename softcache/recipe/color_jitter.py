@@ -33,6 +33,10 @@ class ColorJitter(PixelOp):
         if not self._changes():
             raise SpecError("color_jitter changes nothing: say, for example, color_jitter(brightness=0.4)")
 
+    def words(self) -> str:
+        changes = [f"{op.name.lower()} by up to {most:g}" for op, most in self._changes()]
+        return f"Its colours change at random, in random order: {', '.join(changes)}."
+
     @property
     def parameters(self) -> int:
         return 2 * len(self._changes())

@@ -10,6 +10,7 @@ from softcache.errors import SpecError
 from softcache.keyed import Draws
 from softcache.recipe.canvas import Canvas, Size
 from softcache.recipe.options import height_width, interval, whole
+from softcache.recipe.words import pixels, span
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,10 @@ class Crop:
     def __post_init__(self) -> None:
         height_width("crop", self.size)
         whole("crop", "pad", self.pad, 0)
+
+    def words(self) -> str:
+        padded = f", after {self.pad:,} pixels of padding were put around it" if self.pad else ""
+        return f"A part of {pixels(self.size)} is cut out at a random place{padded}."
 
     def size_after(self, size: Size | None) -> Size | None:
         return height_width("crop", self.size)
@@ -51,6 +56,9 @@ class CenterCrop:
 
     def __post_init__(self) -> None:
         height_width("center_crop", self.size)
+
+    def words(self) -> str:
+        return f"The middle {pixels(self.size)} are cut out."
 
     def size_after(self, size: Size | None) -> Size | None:
         return height_width("center_crop", self.size)
@@ -84,6 +92,12 @@ class RandomResizedCrop:
         interval("random_resized_crop", "ratio", self.ratio)
         if interval("random_resized_crop", "scale", self.scale)[1] > 1:
             raise SpecError(f"random_resized_crop: scale is a share of the area, at most 1, not {self.scale}")
+
+    def words(self) -> str:
+        return (
+            f"A random part, {span(*self.scale)} of the area and {span(*self.ratio)} times as wide as high, is resized to "
+            f"{pixels(self.size)}."
+        )
 
     def size_after(self, size: Size | None) -> Size | None:
         return height_width("random_resized_crop", self.size)

@@ -12,6 +12,7 @@ from softcache.recipe.canvas import Size
 from softcache.recipe.opcodes import Op, fraction
 from softcache.recipe.options import height_width, interval, probability
 from softcache.recipe.pixelop import PixelOp
+from softcache.recipe.words import often, pixels, span
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,12 @@ class Erase(PixelOp):
         interval("erase", "ratio", self.ratio)
         if interval("erase", "scale", self.scale)[1] > 1:
             raise SpecError(f"erase: scale is a share of the area, at most 1, not {self.scale}")
+
+    def words(self) -> str:
+        return (
+            f"{often(self.p)} a random box, {span(*self.scale)} of the area and {span(*self.ratio)} times as high as "
+            "wide, is painted grey."
+        )
 
     @property
     def parameters(self) -> int:
@@ -59,6 +66,9 @@ class Cutout(PixelOp):
 
     def __post_init__(self) -> None:
         height_width("cutout", self.size)
+
+    def words(self) -> str:
+        return f"A box of {pixels(self.size)} with its middle at a random place is painted grey."
 
     @property
     def parameters(self) -> int:

@@ -10,6 +10,7 @@ from softcache.recipe.canvas import Size
 from softcache.recipe.opcodes import Op
 from softcache.recipe.options import probability
 from softcache.recipe.pixelop import PixelOp
+from softcache.recipe.words import often
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,9 @@ class Grayscale(PixelOp):
 
     def __post_init__(self) -> None:
         probability("grayscale", self.p)
+
+    def words(self) -> str:
+        return f"{often(self.p)} its colour is taken away."
 
     @property
     def parameters(self) -> int:

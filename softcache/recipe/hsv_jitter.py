@@ -30,6 +30,12 @@ class HsvJitter(PixelOp):
         if not (self.h or self.s or self.v):
             raise SpecError("hsv_jitter changes nothing: say, for example, hsv_jitter(v=0.4)")
 
+    def words(self) -> str:
+        return (
+            f"Its hue is turned by up to {self.h:g} of the circle, its saturation changed by up to {self.s:g} of what it is "
+            f"and its value by up to {self.v:g}."
+        )
+
     @property
     def parameters(self) -> int:
         return 4

@@ -15,6 +15,9 @@ class Identity:
 
     version: ClassVar[int] = 1
 
+    def words(self) -> str:
+        return "The whole image is shown as it is."
+
     def size_after(self, size: Size | None) -> Size | None:
         return size
 

@@ -11,6 +11,7 @@ from softcache.errors import SpecError
 from softcache.keyed import Draws
 from softcache.recipe.canvas import Canvas, Size
 from softcache.recipe.options import interval, whole
+from softcache.recipe.words import listed, span
 
 _ROUNDS = 50  # after which there is no part that is good enough
 
@@ -44,6 +45,13 @@ class IouCrop:
         )
         if not known or not self.options:
             raise SpecError(f"iou_crop: options are IoUs from 0 to 1, not {self.options!r}")
+
+    def words(self) -> str:
+        return (
+            f"A random part is cut out, {span(self.min_scale, self.max_scale)} of each side and "
+            f"{span(self.min_aspect_ratio, self.max_aspect_ratio)} times as wide as high, with an IoU with a box of "
+            f"at least {listed(self.options)}, whichever is drawn (1 leaves all of it), in {self.trials:,} trials."
+        )
 
     def size_after(self, size: Size | None) -> Size | None:
         return None

@@ -9,6 +9,7 @@ from softcache.errors import SpecError
 from softcache.keyed import Draws
 from softcache.recipe.canvas import Canvas, Size
 from softcache.recipe.options import height_width, level, yes_or_no
+from softcache.recipe.words import pixels
 
 ALIGN = ("center", "top_left")
 
@@ -33,6 +34,11 @@ class Letterbox:
         yes_or_no("letterbox", "upscale", self.upscale)
         if self.align not in ALIGN:
             raise SpecError(f"letterbox: align is {' or '.join(ALIGN)}, not {self.align!r}")
+
+    def words(self) -> str:
+        place = "in the middle" if self.align == "center" else "at the top left"
+        small = "" if self.upscale else ", a small one at its own size"
+        return f"It is fitted whole into {pixels(self.size)}, {place}{small}; what is left over is grey {self.fill}."
 
     def size_after(self, size: Size | None) -> Size | None:
         return height_width("letterbox", self.size)

@@ -15,6 +15,7 @@ from softcache.keyed import Draws
 from softcache.recipe.canvas import Canvas, Size
 from softcache.recipe.mix import ONE, Blend
 from softcache.recipe.options import probability
+from softcache.recipe.words import often
 
 
 class Mixing:
@@ -44,6 +45,9 @@ class Mixup(Mixing):
         _positive("mixup", "alpha", self.alpha)
         probability("mixup", self.p)
 
+    def words(self) -> str:
+        return f"{often(self.p)} it is blended with another sample's view (mixup), {_law(self.alpha)}."
+
     def blend(self, size: Size, draws: Draws) -> Blend | None:
         return _mixup(self.alpha, draws) if draws.uniform() < self.p else None
 
@@ -61,6 +65,11 @@ class Cutmix(Mixing):
     def __post_init__(self) -> None:
         _positive("cutmix", "alpha", self.alpha)
         probability("cutmix", self.p)
+
+    def words(self) -> str:
+        return (
+            f"{often(self.p)} a box of another sample's view is pasted into it (cutmix), {_law(self.alpha)}."
+        )
 
     def blend(self, size: Size, draws: Draws) -> Blend | None:
         return _cutmix(self.alpha, size, draws) if draws.uniform() < self.p else None
@@ -83,6 +92,12 @@ class MixupOrCutmix(Mixing):
         _positive("mix", "cutmix", self.cutmix)
         probability("mix", self.p)
         probability("mix", self.switch, "switch")
+
+    def words(self) -> str:
+        return (
+            f"{often(self.p)} it is mixed with another sample's view: with probability {self.switch:g} by cutmix, "
+            f"{_law(self.cutmix)}, else by mixup, {_law(self.mixup)}."
+        )
 
     def blend(self, size: Size, draws: Draws) -> Blend | None:
         if draws.uniform() >= self.p:
@@ -138,6 +153,10 @@ def _side(length: int, share: float, draws: Draws) -> tuple[int, int]:
     """``share`` of a side about a drawn pixel, as far as it lies inside."""
     half, middle = int(length * share) // 2, draws.integer(length)
     return max(middle - half, 0), min(middle + half, length)
+
+
+def _law(alpha: float) -> str:
+    return f"λ from Beta({alpha:g}, {alpha:g})"
 
 
 def _positive(op: str, name: str, value: object) -> None:

@@ -14,6 +14,7 @@ from softcache.recipe.mosaic import MOST, Frame
 from softcache.recipe.opcodes import FACTOR
 from softcache.recipe.options import height_width, interval, level, probability
 from softcache.recipe.view import MAX_PIXELS
+from softcache.recipe.words import often, pixels, span
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,13 @@ class Mosaicking:
         if interval("mosaic", "center", self.center)[1] > 1:
             raise SpecError(f"mosaic: center is a share of the sides, at most 1, not {self.center}")
         level("mosaic", "fill", self.fill)
+
+    def words(self) -> str:
+        canvas = "" if self.size is None else f" of {pixels(self.size)}"
+        return (
+            f"{often(self.p)} it becomes one of four in a mosaic{canvas}, the others being other samples: they meet at "
+            f"{span(*self.center)} of the sides, each drawn at {span(*self.scale)} times the canvas, on grey {self.fill}."
+        )
 
     def size_after(self, size: Size | None) -> Size | None:
         return self.canvas or size

@@ -28,6 +28,10 @@ class Op(Protocol):
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
+    def words(self) -> str:
+        """What it does, with all its options: a sentence for a person."""
+        ...
+
     def apply(self, canvas: Canvas, draws: Draws) -> Canvas:
         """The canvas after this op; ``draws`` belongs to (seed, id, view, op)."""
         ...

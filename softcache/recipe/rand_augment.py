@@ -48,6 +48,9 @@ class RandAugment(PixelOp):
         if whole("rand_augment", "magnitude", self.magnitude, 0) > _LARGEST:
             raise SpecError(f"rand_augment: magnitude is at most {_LARGEST}, not {self.magnitude}")
 
+    def words(self) -> str:
+        return f"RandAugment: {self.n:,} ops drawn from fourteen change it, at magnitude {self.magnitude} of {_LARGEST}."
+
     @property
     def parameters(self) -> int:
         return 2 * self.n

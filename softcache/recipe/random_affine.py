@@ -10,6 +10,7 @@ from softcache.keyed import Draws
 from softcache.recipe.canvas import Canvas, Size
 from softcache.recipe.opcodes import fraction
 from softcache.recipe.options import number
+from softcache.recipe.words import span
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,12 @@ class RandomAffine:
         number("random_affine", "scale", self.scale, 0.9)
         # at 45 both ways a view would be a line
         number("random_affine", "shear", self.shear, 40)
+
+    def words(self) -> str:
+        return (
+            f"About its middle it is turned by up to {self.degrees:g}°, sheared by up to {self.shear:g}° and zoomed by "
+            f"{span(1 - self.scale, 1 + self.scale)}, and moved by up to {self.translate:g} of its sides."
+        )
 
     @property
     def turns(self) -> bool:

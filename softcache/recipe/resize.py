@@ -8,6 +8,7 @@ from typing import ClassVar
 from softcache.keyed import Draws
 from softcache.recipe.canvas import Canvas, Size
 from softcache.recipe.options import height_width
+from softcache.recipe.words import pixels
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,11 @@ class Resize:
 
     def __post_init__(self) -> None:
         height_width("resize", self.size)
+
+    def words(self) -> str:
+        if isinstance(self.size, tuple):
+            return f"It is resized to {pixels(self.size)}."
+        return f"It is resized, its proportions kept, so that the shorter side has {self.size:,} pixels."
 
     def size_after(self, size: Size | None) -> Size | None:
         if isinstance(self.size, tuple):

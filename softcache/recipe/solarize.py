@@ -11,6 +11,7 @@ from softcache.recipe.canvas import Size
 from softcache.recipe.opcodes import Op
 from softcache.recipe.options import probability, whole
 from softcache.recipe.pixelop import PixelOp
+from softcache.recipe.words import often
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,9 @@ class Solarize(PixelOp):
         probability("solarize", self.p)
         if whole("solarize", "threshold", self.threshold, 0) > 256:
             raise SpecError(f"solarize: threshold is at most 256, not {self.threshold}")
+
+    def words(self) -> str:
+        return f"{often(self.p)} values from {self.threshold} up are inverted."
 
     @property
     def parameters(self) -> int:

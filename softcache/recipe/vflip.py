@@ -8,6 +8,7 @@ from typing import ClassVar
 from softcache.keyed import Draws
 from softcache.recipe.canvas import Canvas, Size
 from softcache.recipe.options import probability
+from softcache.recipe.words import often
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,9 @@ class VFlip:
 
     def __post_init__(self) -> None:
         probability("vflip", self.p)
+
+    def words(self) -> str:
+        return f"{often(self.p)} it is mirrored top to bottom."
 
     def size_after(self, size: Size | None) -> Size | None:
         return size

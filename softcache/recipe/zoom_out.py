@@ -10,6 +10,7 @@ from softcache.errors import SpecError
 from softcache.keyed import Draws
 from softcache.recipe.canvas import Canvas, Size
 from softcache.recipe.options import level, probability
+from softcache.recipe.words import often, span
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,12 @@ class ZoomOut:
         if type(self.max) not in (int, float) or not 1 <= self.max < math.inf:
             raise SpecError(f"zoom_out: max must be a number of at least 1, not {self.max!r}")
         level("zoom_out", "fill", self.fill)
+
+    def words(self) -> str:
+        return (
+            f"{often(self.p)} it is put at a random place of a canvas of grey {self.fill} whose sides are "
+            f"{span(1, self.max)} times as long."
+        )
 
     def size_after(self, size: Size | None) -> Size | None:
         return None if self.p else size
