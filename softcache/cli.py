@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
-from softcache import exchanging, flags
+from softcache import exchanging, flags, publishing
 from softcache.errors import SoftcacheError, SpecError, nearest
 from softcache.options import read_yaml
 
@@ -106,17 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     diff.add_argument("b", type=Path)
     diff.set_defaults(run=_diff)
 
-    licence = commands.add_parser(
-        "licence",
-        help="state the licences of a cache, its source and its teacher",
-        epilog="example: softcache licence caches/x source=CC-BY-4.0 teacher=Apache-2.0 cache=CC-BY-4.0",
-    )
-    licence.add_argument("cache", type=Path)
-    licence.add_argument(
-        "licences", nargs="*", metavar="WHAT=LICENCE", help="WHAT is source, teacher or cache"
-    )
-    licence.set_defaults(run=_licence)
-
+    publishing.add(commands)
     exchanging.add(commands)
     for one in (show, verify, diff):
         one.add_argument("--json", action="store_true", help="one JSON value on stdout")
@@ -164,7 +154,7 @@ def _add_build(parser: argparse.ArgumentParser, planned: bool = False) -> None:
 
 def _build(arguments: argparse.Namespace) -> int:
     from softcache.builder import build
-    from softcache.card import summary
+    from softcache.show import summary
 
     exchanging.check_format(arguments)
     options = _options(arguments)
@@ -236,7 +226,7 @@ def _validated(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _show(arguments: argparse.Namespace) -> int:
     from softcache.cache import open
-    from softcache.card import summary, tell
+    from softcache.show import summary, tell
 
     cache = open(arguments.cache)
     pictures = _overlay(arguments, cache)
@@ -345,30 +335,6 @@ def _diff(arguments: argparse.Namespace) -> int:
     for name, values in found["values"].items():
         print(f"{name}: " + ", ".join(f"{k} {v:.3g}" for k, v in values.items()))
     return 3
-
-
-# -- licences ----------------------------------------------------------------------------------------------
-
-
-def _licence(arguments: argparse.Namespace) -> int:
-    from softcache import licences
-    from softcache.cache import open
-
-    before = open(arguments.cache)
-    cache = licences.state(before, arguments.licences)
-    for what in licences.WHAT:
-        print(f"{what}: {cache.licences.get(what, 'not stated')}")
-    if cache.digest != before.digest:
-        print(
-            f"the digest was {before.digest} and is {cache.digest}; no other file was touched",
-            file=sys.stderr,
-        )
-    assert cache.manifest is not None
-    if why := licences.refusal(cache.manifest):
-        print(f"it may not be published: {why}", file=sys.stderr)
-    for warning in licences.warnings(cache.manifest):
-        print(f"NOTE: {warning}", file=sys.stderr)
-    return 0
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ FLOORS = [
         "finish",
         "checker",
         "card",
+        "show",
         "flags",
         "pilot",
         "adapter",
@@ -36,7 +37,7 @@ FLOORS = [
         "exchange",
         "teachers",
     },
-    {"testing", "cli", "exchanging"},
+    {"testing", "cli", "exchanging", "publishing"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 TEACHING = {"timm", "torchvision", "ultralytics", "transformers", "onnxruntime"}

@@ -1,4 +1,4 @@
-"""A cache's card: what it holds, for a person and for a program."""
+"""What `show` tells of a cache, for a person and for a program."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 from softcache import measure
 from softcache.cache import Cache
 from softcache.errors import counted
+from softcache.licences import WHAT
 from softcache.targets import Layout
 
 
@@ -24,6 +25,7 @@ def summary(cache: Cache) -> dict[str, Any]:
         "identity": cache.identity,
     }
     if manifest:
+        found["licences"] = cache.licences
         found["report"] = cache.report.model_dump()
         constants = {p: c for p, c in cache.constants.items() if "constants" in p.split("/")}
         found["constants"] = {
@@ -57,6 +59,8 @@ def tell(found: dict[str, Any]) -> list[str]:
         "label_smoothing": f"trained with label smoothing {teacher.get('label_smoothing')}",
     }
     lines += [f"           {note}" for key, note in notes.items() if teacher.get(key)]
+    if stated := found.get("licences"):
+        lines.append("  licences " + ", ".join(f"{stated[w]} ({w})" for w in WHAT if w in stated))
     report = found.get("report", {})
     for name, target in identity["targets"].items():
         bytes_ = report.get("bytes_per_row", {}).get(name)
