@@ -14,7 +14,7 @@ import fcntl
 import hashlib
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
@@ -22,6 +22,7 @@ from softcache.errors import DamageError, StoreError
 
 TEMPORARY = ".tmp"
 CLAIMS = ".claims"
+_PIECE = 1 << 20
 
 Data = bytes | memoryview | Iterable[bytes | memoryview]
 
@@ -213,6 +214,40 @@ class Store:
         if folder.is_symlink():
             raise DamageError(f"{folder} is a link: a cache holds none")
         return folder
+
+
+class Opened(Store):
+    """Files that a function opens for reading, by name: of an object store, or of a server. Nothing is put there."""
+
+    def __init__(self, opener: Callable[[str], BinaryIO]):
+        super().__init__("")
+        self._opener = opener
+
+    def stream(self, name: str) -> BinaryIO:
+        try:
+            return self._opener(name)
+        except FileNotFoundError:
+            raise DamageError(f"{name} is missing") from None
+        except Exception as e:  # of whatever library that is
+            raise StoreError(f"{name} cannot be opened: {type(e).__name__}: {e}") from e
+
+    def get(self, name: str, limit: int | None = None) -> bytes:
+        data = bytearray()
+        with self.stream(name) as file:
+            while part := file.read(_PIECE):
+                data += part
+                if limit is not None and len(data) > limit:
+                    raise DamageError(
+                        f"{name} has more than the {limit:,} bytes that are read from such a file"
+                    )
+        return bytes(data)
+
+    def exists(self, name: str) -> bool:
+        try:
+            self.stream(name).close()
+        except DamageError:
+            return False
+        return True
 
 
 def _lock(path: Path) -> int | None:

@@ -291,9 +291,9 @@ def _exactly(tar: IO[bytes], size: int, where: str) -> bytes:
 
 
 def _pass_over(tar: IO[bytes], size: int, where: str) -> None:
-    if not size:
-        return
-    if tar.seekable():
+    if (
+        size > _PIECE and tar.seekable()
+    ):  # a short way is sooner read, where each seek is a request to a server
         tar.seek(size, 1)
         return
     while size:

@@ -10,13 +10,15 @@ if TYPE_CHECKING:
     from softcache_train.loader import Loader
     from softcache_train.loop import train
     from softcache_train.objectives import kd
+    from softcache_train.tars import TarLoader
 
 __version__ = "0.1.0"
 
-__all__ = ["Loader", "kd", "load_student", "train"]
+__all__ = ["Loader", "TarLoader", "kd", "load_student", "train"]
 
 _HOMES = {
     "Loader": "softcache_train.loader",
+    "TarLoader": "softcache_train.tars",
     "kd": "softcache_train.objectives",
     "load_student": "softcache_train.checkpoint",
     "train": "softcache_train.loop",

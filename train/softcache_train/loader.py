@@ -125,18 +125,7 @@ class Loader:
         recipe: str | None = None,
         warp_threshold: float = THRESHOLD,
     ):
-        for name, value, least in (
-            ("global_batch", global_batch, 1),
-            ("workers", workers, 0),
-            ("world", world, 1),
-            ("rank", rank, 0),
-        ):
-            if not is_whole(value) or value < least:
-                raise SpecError(f"{name}={value!r}: it is a whole number, at least {least}")
-        if rank >= world:
-            raise SpecError(f"rank={rank}: the ranks of world={world} are 0 to {world - 1}")
-        if world > global_batch:
-            raise SpecError(f"a global batch of {global_batch} leaves some of {world} ranks no row")
+        check_counts(global_batch, workers, rank, world)
         self.input_spec = input_spec or cache.identity["teacher"]["input_spec"]
         self.size = rendered(self.input_spec["size"] if size is None else size)
         self.pairing = pairing or canary.pair(cache, source)
@@ -244,13 +233,7 @@ class Loader:
         given: dict[str, np.ndarray],
     ) -> Batch:
         targets = self.target_source(view, rows, pixels, **given)
-        distinct = len(np.unique(rows))
-        for name, target in targets.items():
-            if distinct > 1 and target.constant():
-                raise MismatchError(
-                    f"the target {name!r} is the same for all {distinct} samples of a batch: the "
-                    "teacher did not see its input, or this cache is not of these images"
-                )
+        refuse_constant(targets, len(np.unique(rows)))
         targets = self.policy.targets(targets, view, rows, views)
         own = list(zip(rows.tolist(), views, strict=True))
         partners = [(v.mix.partner, v.mix.view) if v.mix else (row, v) for row, v in own]
@@ -260,6 +243,32 @@ class Loader:
             for shown in (own, partners)
         )
         return Batch(images, labels, others, lam, rows, view, views, targets)
+
+
+def check_counts(global_batch: int, workers: int, rank: int, world: int) -> None:
+    """:class:`SpecError` for numbers that no loader can work with."""
+    for name, value, least in (
+        ("global_batch", global_batch, 1),
+        ("workers", workers, 0),
+        ("world", world, 1),
+        ("rank", rank, 0),
+    ):
+        if not is_whole(value) or value < least:
+            raise SpecError(f"{name}={value!r}: it is a whole number, at least {least}")
+    if rank >= world:
+        raise SpecError(f"rank={rank}: the ranks of world={world} are 0 to {world - 1}")
+    if world > global_batch:
+        raise SpecError(f"a global batch of {global_batch} leaves some of {world} ranks no row")
+
+
+def refuse_constant(targets: Mapping[str, BatchTarget], distinct: int) -> None:
+    """:class:`MismatchError` for a target that is the same for all of several samples."""
+    for name, target in targets.items():
+        if distinct > 1 and target.constant():
+            raise MismatchError(
+                f"the target {name!r} is the same for all {distinct} samples of a batch: the "
+                "teacher did not see its input, or this cache is not of these images"
+            )
 
 
 def trainable(cache: Cache) -> np.ndarray:

@@ -1,0 +1,262 @@
+"""An export with pixels in it → batches, read from front to back: from a disk, or from wherever tars are served.
+
+Nothing else is needed, neither the cache nor its source. Blocks come in an order of each epoch, rows of a block as they
+lie (which is shuffled, see docs/format.md), and a window of rows is shuffled once more. What a batch holds is a function
+of (seed, epoch, step, rank, world) and ``window`` alone.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from softcache import shown, tars
+from softcache.block import Block
+from softcache.cache import Cache, open_finished
+from softcache.errors import DamageError, SpecError
+from softcache.keyed import Permutation, in_turn
+from softcache.members import Member
+from softcache.recipe import View, render
+from softcache.source.decode import to_rgb
+from softcache.store import Opened, Store
+from softcache_train.loader import Batch, check_counts, normalise, refuse_constant
+from softcache_train.targets import BatchTarget, to_tensors
+
+WINDOW = 1024  # rows
+
+
+@dataclass(frozen=True, eq=False)
+class _Arrays:
+    """What a tar holds of a whole block: samples (rows,), fields by path, and views and labels by name."""
+
+    samples: np.ndarray
+    fields: dict[str, np.ndarray]
+    told: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True, eq=False)
+class _Row:
+    """A row of a block with its image, as it stands in the tar."""
+
+    of: _Arrays
+    row: int
+    member: Member
+    content: bytes
+
+
+class TarLoader:
+    """Batches of an export with embedded images or views, as :class:`~softcache_train.Loader` gives them of a cache.
+
+    Iterating gives the rest of one epoch, from ``epoch`` and ``step``, which say at every moment what comes next. An epoch
+    shows every sample once, in one view; every rank has equally many steps, and no row comes twice. Every member is
+    compared with its digest before it is used.
+
+    Args:
+        export: the folder; or a function that opens a file of it by name (``"tars.json"``), for reading bytes.
+        global_batch: rows a step over all ranks; the last, partial batch of an epoch is dropped.
+        size: (h, w) of the pixels; by default that of ``input_spec``. Embedded views have the teacher's.
+        input_spec: see :class:`~softcache_train.Loader`.
+        workers: threads that decode and render; one more reads.
+        targets: names of the targets to read, or one name; all by default.
+        views: train on the first so many of the views; all by default.
+        window: how many rows are in memory to be shuffled.
+
+    Raises:
+        SpecError: the folder is no export with pixels, no full batch fits, or an option cannot be understood.
+        DamageError: naming tar and member, for what is not what was written.
+    """
+
+    def __init__(
+        self,
+        export: str | Path | Callable[[str], BinaryIO],
+        *,
+        global_batch: int,
+        seed: int = 0,
+        size: tuple[int, int] | None = None,
+        input_spec: Mapping[str, Any] | None = None,
+        workers: int = 2,
+        targets: str | Iterable[str] | None = None,
+        rank: int = 0,
+        world: int = 1,
+        views: int | None = None,
+        window: int = WINDOW,
+    ):
+        check_counts(global_batch, max(workers, 0), rank, world)
+        if workers < 1 or window < 1:
+            raise SpecError(f"workers={workers}, window={window}: each is at least 1")
+        self._store = Opened(export) if callable(export) else Store(export)
+        self.cache = open_finished(self._store)
+        self._tars = _with_pixels(self.cache)
+        if views is not None and not 1 <= views <= self.cache.views:
+            raise SpecError(f"views={views}, and the cache {self.cache.path} holds {self.cache.views}")
+        self.input_spec = input_spec or self.cache.identity["teacher"]["input_spec"]
+        height, width = size or self.input_spec["size"]
+        self.size = (height, width)
+        seen = self._tars.contents.size
+        if self._tars.manifest.embed == "views" and self.size != seen:
+            raise SpecError(
+                f"size={self.size}: the views in {self.cache.path} were rendered at {seen}; "
+                "train at that, or export with --embed-images"
+            )
+        self.names = self.cache.names(targets)
+        self.views, self.seed, self.window = views or self.cache.views, seed, window
+        self.workers, self.rank, self.world, self.global_batch = workers, rank, world, global_batch
+        grid = self.cache.grid
+        blocks = [grid.block(0, index) for index in range(grid.blocks_per_view)]
+        self._valid = np.array([len(self._tars.contents.rows(block)) for block in blocks])
+        if not len(self):
+            raise SpecError(
+                f"global_batch={global_batch} does not fit {self._valid.sum()} samples: an epoch would have no step"
+            )
+        self.epoch = self.step = 0
+
+    def __len__(self) -> int:
+        """Steps in an epoch."""
+        return int(self._valid.sum()) // self.global_batch
+
+    def __iter__(self) -> Iterator[Batch]:
+        epoch = self.epoch
+        view = in_turn(self.views, epoch, "view", self.seed)
+        for step, batch in enumerate(self._ahead(view, self._read(epoch, view, self.step)), self.step):
+            self.step = step + 1
+            yield batch
+        self.epoch, self.step = epoch + 1, 0
+
+    def _ahead(self, view: int, batches: Iterator[list[_Row]]) -> Iterator[Batch]:
+        """Batches in order: one thread reads, the workers make the next few."""
+        reader = ThreadPoolExecutor(1, thread_name_prefix="softcache-tars")
+        makers = ThreadPoolExecutor(self.workers, thread_name_prefix="softcache-render")
+        waiting: deque[Future[Batch]] = deque()
+        try:
+            coming = reader.submit(next, batches, None)
+            while (rows := coming.result()) is not None:
+                coming = reader.submit(next, batches, None)
+                waiting.append(makers.submit(self._batch, view, rows))
+                if len(waiting) > self.workers + 1:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for pool in (makers, reader):
+                pool.shutdown(cancel_futures=True)
+
+    # -- which rows, and in which order ------------------------------------------------------------------
+
+    def _read(self, epoch: int, view: int, step: int) -> Iterator[list[_Row]]:
+        """The rows of each step from ``step`` on."""
+        steps = len(self)
+        start, stop = (steps * (r * self.global_batch // self.world) for r in (self.rank, self.rank + 1))
+        each = (stop - start) // steps
+        order = shuffled(stop - start, self.window, "window", self.seed, epoch, self.rank)
+        needed = np.zeros(stop - start, bool)
+        needed[order[step * each :]] = True
+        rows, held = self._rows(epoch, view, start, needed), dict[int, _Row]()
+        for first in range(step * each, stop - start, each):
+            batch = []
+            for number in order[first : first + each].tolist():
+                while number not in held:
+                    held.update([next(rows)])
+                batch.append(held.pop(number))
+            yield batch
+        next(rows, None)  # the end of the last tar is looked at, too
+
+    def _rows(self, epoch: int, view: int, start: int, needed: np.ndarray) -> Iterator[tuple[int, _Row]]:
+        """The needed rows of this rank, which is those from number ``start`` on of the epoch's stream, with their number
+        from there."""
+        count = len(self._valid)
+        order = Permutation(count, "tars", self.seed, epoch).inverse(np.arange(count))
+        first = -start
+        for index in order.tolist():
+            numbers = range(first, first + int(self._valid[index]))
+            first = numbers.stop
+            if numbers.stop <= 0 or numbers.start >= len(needed):
+                continue
+            block = self.cache.grid.block(view, index)
+            rows = zip(self._tars.contents.rows(block).tolist(), numbers, strict=True)
+            wanted = {row: n for row, n in rows if 0 <= n < len(needed) and needed[n]}
+            if wanted:
+                yield from self._walk(block, wanted)
+
+    def _walk(self, block: Block, wanted: Mapping[int, int]) -> Iterator[tuple[int, _Row]]:
+        """These rows of a block, with their numbers."""
+        paths = {p for p in self.cache.arrays if p.startswith("view/")}
+        paths |= {
+            f"targets/{name}/{field.name}" for name in self.names for field in self.cache.targets[name].fields
+        }
+
+        def asked(member: Member) -> bool:
+            if member.kind in ("image", "pixels"):
+                return member.row in wanted
+            return member.kind in ("label", "shown") or (member.kind == "array" and member.of in paths)
+
+        arrays = _Arrays(self.cache.grid.samples_of(block), {}, {})
+        with self._store.stream(tars.file(block)) as tar:
+            for member, content in self._tars.walk(block, tar, asked):
+                if member.kind in ("image", "pixels"):
+                    yield wanted[member.row], _Row(arrays, member.row, member, content)
+                elif member.of.startswith("targets/"):
+                    arrays.fields[member.of] = member.values(content)
+                else:
+                    arrays.told[member.of.removeprefix("view/")] = member.values(content)
+
+    # -- batches -----------------------------------------------------------------------------------------
+
+    def _batch(self, view: int, rows: list[_Row]) -> Batch:
+        views = [shown.view_of(row.of.told, row.row) for row in rows]
+        samples = np.array([row.of.samples[row.row] for row in rows])
+        targets = self._targets(rows)
+        refuse_constant(targets, len(np.unique(samples)))
+        pixels = np.stack([self._pixels(row, v) for row, v in zip(rows, views, strict=True)])
+        labels, others = (
+            torch.tensor([int(row.of.told.get(of, row.of.told["label"])[row.row]) for row in rows])
+            for of in ("label", "partner_label")
+        )
+        lam = torch.tensor([v.mix.blend.share if v.mix else 1.0 for v in views], dtype=torch.float32)
+        images: Tensor = normalise(pixels, self.input_spec)
+        return Batch(images, labels, others, lam, samples, view, views, targets)
+
+    def _targets(self, rows: list[_Row]) -> dict[str, BatchTarget]:
+        found = {}
+        for name in self.names:
+            target = self.cache.targets[name]
+            paths = {field.name: f"targets/{name}/{field.name}" for field in target.fields}
+            fields = {
+                f: np.stack([row.of.fields[path][row.row] for row in rows]) for f, path in paths.items()
+            }
+            found[name] = to_tensors(target.decode(fields))
+        return found
+
+    def _pixels(self, row: _Row, view: View) -> np.ndarray:
+        if row.member.kind == "pixels":
+            return row.member.values(row.content)
+        try:
+            return render(to_rgb(row.content), view, self.size)
+        except (OSError, ValueError) as e:
+            raise DamageError(f"{self.cache.path}: the image {row.member.name} cannot be decoded: {e}") from e
+
+
+def shuffled(count: int, window: int, *keys: int | str) -> np.ndarray:
+    """int64: the numbers ``0 … count-1``, each put at most ``window`` places back or forward, by the keys.
+
+    Who takes them in this order and reads them in theirs holds at most ``window`` of them at a time.
+    """
+    numbers = np.arange(count)
+    late = Permutation(max(count, 1), *keys).forward(numbers) * (window / max(count, 1))
+    return np.argsort(numbers + late, kind="stable")
+
+
+def _with_pixels(cache: Cache) -> tars.Tars:
+    if cache.tars is None or cache.tars.manifest.embed == "nothing":
+        what = "an export without pixels" if cache.tars else "no export to tars"
+        raise SpecError(
+            f"{cache.path} is {what}: export the cache with --embed-images or --embed-views, or give a Loader its source"
+        )
+    return cache.tars
