@@ -25,6 +25,7 @@ from softcache.arrays import keep_view, view_rows
 from softcache.block import Block
 from softcache.cache import Cache
 from softcache.checker import FOREIGN, verify
+from softcache.codecs import NOTHING
 from softcache.errors import SourceError, SpecError, UnreadableImage, counted
 from softcache.finish import finish
 from softcache.job import Job, check, prepare
@@ -361,7 +362,7 @@ def _empty(job: Job, work: Work, start: int) -> Batch:
     pixels = np.zeros((job.batch, *job.teacher.input_spec.size, 3), np.uint8)
     views = view_rows(rows, job.recipe.parameters, job.recipe.mixed, job.recipe.tiled)
     given = {"probes": np.zeros((job.batch, COUNT, 4), np.float32)} if job.probed else {}
-    return Batch(work, start, rows, pixels, given, views, [])
+    return Batch(work, start, rows, pixels, given, views, [NOTHING] * rows, [])
 
 
 def _render(job: Job, batches: list[Batch], rows: range) -> None:
@@ -376,6 +377,8 @@ def _render(job: Job, batches: list[Batch], rows: range) -> None:
                 batch.pixels[row] = render(image, view, size, images)
                 if job.probed:
                     batch.given["probes"][row] = job.probes(view, sample, batch.work.block.view)
+                if job.boxed:
+                    batch.objects[row] = job.objects(view, sample)
                 keep_view(batch.views, row, view)
         except UnreadableImage:
             for batch in batches:

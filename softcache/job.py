@@ -18,6 +18,7 @@ from softcache import manifest as m
 from softcache import probes, tars
 from softcache.arrays import constant
 from softcache.block import Grid
+from softcache.codecs import Objects, is_boxed, is_labelled
 from softcache.errors import (
     MismatchError,
     SoftcacheError,
@@ -97,6 +98,15 @@ class Job:
         """Draws the boxes that it is given."""
         return Probes(self.recipe.seed, self.source.ids, self.source.boxes, self.teacher.input_spec.size)
 
+    @property
+    def boxed(self) -> bool:
+        """Does one of the codecs ask what a view shows?"""
+        return any(target.boxed for target in self.targets.values())
+
+    def objects(self, view: View, sample: int) -> Objects:
+        """What a view of a sample shows."""
+        return probes.visible(view, sample, self.source.boxes, self.teacher.input_spec.size)
+
     def see(self, image: np.ndarray, sample: int, k: int) -> tuple[View, dict[int, np.ndarray]]:
         """View number ``k`` of a sample whose image is given, and the images it is rendered from, by sample.
 
@@ -124,6 +134,7 @@ def prepare(
         TeacherError, CodecError: the teacher's answers do not fit the targets.
     """
     classes = None if ignore_labels else source.classes
+    _check_objects(source, classes, asked)
     labels = np.full(len(source), -1) if ignore_labels else source.labels
     identity = partial(_identity, source, classes, labels, teacher, recipe, views, probing(asked))
     stored = begun(store)
@@ -250,6 +261,21 @@ def _resolve(
     for target in targets.values():
         target.codec.fields(target.shape)  # refuses a shape it cannot hold
     return targets
+
+
+def _check_objects(source: Source, classes: tuple[str, ...] | None, asked: tuple[Request, ...]) -> None:
+    """Refuse codecs that ask what a view shows where nobody can tell. ``classes``: in whose order the teacher's are."""
+    for codec in (request.codec for request in asked):
+        if is_boxed(codec.codec) and not source.has_boxes:
+            raise SpecError(
+                f"{codec.spec!r} asks where the boxes are, and {source.describe()} has none: name a source with boxes, or "
+                "another codec"
+            )
+        if is_labelled(codec.codec) and classes is None:
+            raise SpecError(
+                f"{codec.spec!r} compares the boxes' classes with the teacher's, and ignore_labels, or a source that names "
+                "none, leaves open which is which: leave that out, or name another codec"
+            )
 
 
 def _check_classes(classes: tuple[str, ...] | None, targets: dict[str, Target]) -> None:

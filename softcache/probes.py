@@ -13,6 +13,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from softcache.codecs import Objects
 from softcache.codecs.fixed import Fixed
 from softcache.errors import MismatchError
 from softcache.geometry import seen_in_all
@@ -66,7 +67,7 @@ class Probes:
     def __call__(self, view: View, sample: int, k: int) -> np.ndarray:
         """With view number ``k`` of a sample, float32 ``(count, 4)``: see :func:`points`."""
         shown = visible(view, sample, self.boxes, self.size)
-        return points(self.seed, self.ids[sample], k, shown, self.count)
+        return points(self.seed, self.ids[sample], k, shown.boxes, self.count)
 
 
 def points(seed: int, id: str, k: int, boxes: np.ndarray, count: int = COUNT) -> np.ndarray:
@@ -92,17 +93,16 @@ def points(seed: int, id: str, k: int, boxes: np.ndarray, count: int = COUNT) ->
     return grid.decode(grid.encode(np.concatenate([centre - half, centre + half], axis=1)), (4,))
 
 
-def visible(
-    view: View, sample: int, boxes: Callable[[int], Boxes | None], size: tuple[int, int]
-) -> np.ndarray:
-    """What :func:`points` takes: the things that a view shows, but for crowds and those to be ignored.
+def visible(view: View, sample: int, boxes: Callable[[int], Boxes | None], size: tuple[int, int]) -> Objects:
+    """The things that a view shows, but for crowds and those to be ignored; their ``boxes`` are what :func:`points` takes.
 
     Args:
         sample: the view's own. boxes: of a sample by its number. size: (h, w) that the view is rendered at.
     """
     known = {i: boxes(i) or Boxes.empty() for i in (sample, *view.others)}
     found = seen_in_all(view, sample, known, size=size)
-    return found.boxes[~(found.crowd | found.ignore)]
+    real = ~(found.crowd | found.ignore)
+    return Objects(found.boxes[real], found.label[real])
 
 
 def _near(box: np.ndarray, draw: Draws) -> list[float]:

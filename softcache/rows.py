@@ -10,7 +10,7 @@ import numpy as np
 from softcache import manifest as m
 from softcache import measure, spec
 from softcache.block import Block
-from softcache.codecs import Fields
+from softcache.codecs import NOTHING, Fields, Objects
 from softcache.errors import TeacherError
 from softcache.job import Job
 from softcache.recipe.mix import ONE
@@ -35,7 +35,8 @@ class Work:
 @dataclass(frozen=True)
 class Batch:
     """Rendered rows ``start … start+rows-1`` of a block; ``pixels`` is padded to the full batch, as are the arrays
-    ``given`` with them to the teacher, and ``views`` are the rows of the arrays below ``view/``."""
+    ``given`` with them to the teacher; ``views`` are the rows of the arrays below ``view/``, and ``objects`` what each row
+    shows, where a codec asks."""
 
     work: Work
     start: int
@@ -43,6 +44,7 @@ class Batch:
     pixels: np.ndarray
     given: dict[str, np.ndarray]
     views: dict[str, np.ndarray]
+    objects: list[Objects]
     unreadable: list[int]
 
     @property
@@ -71,11 +73,12 @@ def _encode(job: Job, batch: Batch, answer: dict[str, np.ndarray]) -> None:
     samples = work.samples[batch.start : batch.start + rows]
     valid = ~np.isin(samples, batch.unreadable)
     labels = np.where(valid, _labels(job, batch, samples), -1)
+    objects = [one if there else NOTHING for one, there in zip(batch.objects, valid, strict=True)]
     for name, views in batch.views.items():
         work.rows.setdefault(f"view/{name}", []).append(views)
     for name, target in job.targets.items():
         values = _checked(job, name, answer, rows, samples, valid)
-        fields = target.codec.encode(values)
+        fields = target.encode(values, objects)
         for f, encoded in fields.items():
             work.rows.setdefault(f"targets/{name}/{f}", []).append(encoded)
         _measure(job, work, name, values, fields, labels, valid, first=batch.start == 0)

@@ -105,15 +105,22 @@ GOLDEN = [
 def test_visible_is_what_the_view_shows_of_both_without_crowds():
     def boxes(sample: int) -> Boxes:
         xyxy = np.array([[0, 0, 50, 40], [60, 10, 90, 70], [5, 5, 9, 9], [0, 0, 99, 79]]) + sample
-        return Boxes(xyxy, np.zeros(4), np.array([0, 0, 0, 1]), np.array([0, 0, 1, 0]))
+        return Boxes(xyxy, np.array([3, 1, 2, 0]), np.array([0, 0, 0, 1]), np.array([0, 0, 1, 0]))
 
     view = Recipe("crop(40)", 3).view("a", 0, 100, 80)
     found = probes.visible(view, 0, boxes, (40, 40))
     moved = to_view(view, boxes(0).xyxy[:2])
-    assert len(found) and all(np.isclose(moved.clip(0, 1), one).all(axis=1).any() for one in found)
+    assert len(found) and all(
+        np.isclose(moved[[3, 1].index(label)].clip(0, 1), one).all()
+        for one, label in zip(found.boxes, found.label, strict=True)
+    )
     plain = Recipe("resize(40)", 0).view("a", 0, 100, 80)
-    assert np.allclose(probes.visible(plain, 1, boxes, (40, 50)), boxes(1).xyxy[:2] / [100, 80, 100, 80])
-    assert probes.visible(plain, 0, lambda _: None, (40, 50)).shape == (0, 4)
+    all_of = probes.visible(plain, 1, boxes, (40, 50))
+    assert np.allclose(all_of.boxes, boxes(1).xyxy[:2] / [100, 80, 100, 80]) and all_of.label.tolist() == [
+        3,
+        1,
+    ]
+    assert probes.visible(plain, 0, lambda _: None, (40, 50)).boxes.shape == (0, 4)
 
 
 # -- in a cache ------------------------------------------------------------------------------------------------
@@ -154,7 +161,7 @@ def test_the_first_layers_references_are_the_points_to_the_last_bit(built, recip
     for sample, id in enumerate(cache.ids):
         for k in range(2):
             row = cache[id, k]
-            boxes = probes.visible(row.view, sample, source.boxes, (64, 64))
+            boxes = probes.visible(row.view, sample, source.boxes, (64, 64)).boxes
             points = probes.points(5, id, k, boxes)
             first = row["probes"].layer(0)
             assert np.array_equal(first.parts["reference"], points)
@@ -211,7 +218,7 @@ def test_a_live_teacher_is_asked_where_the_caches_was(built, recipe: str, worker
         for name in a:
             np.testing.assert_allclose(a[name], b[name], atol=1e-3)
         shown = [
-            probes.visible(v, int(i), source.boxes, (64, 64))
+            probes.visible(v, int(i), source.boxes, (64, 64)).boxes
             for i, v in zip(said.index, said.views, strict=True)
         ]
         assert sum(map(len, shown)) > 10
@@ -223,7 +230,7 @@ def test_a_live_teacher_is_asked_at_the_boxes_of_fresh_views(built):
     batch = loader.batch(3, 0)
     reference = batch["probes"].values["reference"][:, : probes.COUNT]
     for row, (sample, view) in enumerate(zip(batch.index.tolist(), batch.views, strict=True)):
-        shown = probes.visible(view, sample, source.boxes, (64, 64))
+        shown = probes.visible(view, sample, source.boxes, (64, 64)).boxes
         assert np.array_equal(reference[row], probes.points(5, cache.ids[sample], 0, shown))
 
 
@@ -304,7 +311,7 @@ def test_build_cache_read(kind: str, built):
     ids = [0, 1, 4, 5]
     views = [cache.read_views(0, np.array([i]))[0] for i in ids]
     pixels = np.stack([render(source.image(i), view, SIZE) for i, view in zip(ids, views, strict=True)])
-    boxes = (probes.visible(view, i, source.boxes, SIZE) for i, view in zip(ids, views, strict=True))
+    boxes = (probes.visible(view, i, source.boxes, SIZE).boxes for i, view in zip(ids, views, strict=True))
     points = np.stack([probes.points(5, cache.ids[i], 0, b) for i, b in zip(ids, boxes, strict=True)])
     said = teacher(pixels, **({"probes": points} if "probes" in targets else {}))
     for name, target in cache.targets.items():

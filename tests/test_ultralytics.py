@@ -713,7 +713,7 @@ def test_queries_of_rtdetr_are_cached(made, shared_data, tmp_path: Path, capsys)
     assert cache.identity["targets"]["memory.p5"]["kind"] == "feature_map"
     for sample, view in enumerate(cache.read_views(1, np.arange(3))):
         boxes = probes.points(
-            0, source.ids[sample], 1, probes.visible(view, sample, source.boxes, (HEIGHT, WIDTH))
+            0, source.ids[sample], 1, probes.visible(view, sample, source.boxes, (HEIGHT, WIDTH)).boxes
         )
         assert np.allclose(batch["probes"].layer(0).parts["reference"][sample], boxes, atol=1e-7)
     shown = rounded(model).state_dict()["model.22.denoising_class_embed.weight"].numpy()

@@ -11,7 +11,10 @@ A codec is a frozen dataclass whose spec string is its constructor call. It has
   it in parts, an object of their own: :class:`SparseLogits`, :class:`HardLabels`, :class:`Items`, :class:`AttentionMap`;
 - ``bound(fields, shape)``: the largest absolute error of each value that is kept, broadcastable to ``(n, *shape)`` (where
   what is decoded has parts: by part);
-- ``exact(values)``, where what is decoded has another form than the teacher's rows: those rows in that form, unrounded.
+- ``exact(values)``, where what is decoded has another form than the teacher's rows: those rows in that form, unrounded;
+- ``boxed = True``, where it asks what a view shows: ``encode(values, objects)`` is then given an :class:`Objects` of each
+  row (of rows without an image an empty one), and a source without boxes is refused; ``labelled = True``, where it
+  compares their classes with the teacher's, so that their order must be known.
 """
 
 from __future__ import annotations
@@ -30,12 +33,14 @@ from softcache.codecs.fields import Field, Fields
 from softcache.codecs.full import Full
 from softcache.codecs.int8 import Int8
 from softcache.codecs.items import All, Items, Top
+from softcache.codecs.objects import NOTHING, Objects, is_boxed, is_labelled
 from softcache.codecs.pool import Pool, Pooled
 from softcache.codecs.topk import SparseLogits, TopK
 from softcache.errors import SpecError
 
 __all__ = [
     "CODECS",
+    "NOTHING",
     "AttentionMap",
     "Codec",
     "Decoded",
@@ -44,7 +49,10 @@ __all__ = [
     "HardLabels",
     "Items",
     "Named",
+    "Objects",
     "SparseLogits",
+    "is_boxed",
+    "is_labelled",
     "parse",
 ]
 

@@ -8,7 +8,7 @@ DataLoader stacks.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Protocol
@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from softcache import codecs
-from softcache.codecs import Codec, Field, Fields, HardLabels, SparseLogits
+from softcache.codecs import Codec, Field, Fields, HardLabels, Objects, SparseLogits, is_boxed
 from softcache.codecs.attention import Attention
 from softcache.codecs.items import All
 from softcache.errors import CodecError, MismatchError, SoftcacheError, SpecError, TeacherError, nearest
@@ -152,6 +152,16 @@ class Target:
     def layout(self) -> Layout | None:
         """What the columns mean, of a target of many items."""
         return getattr(self.codec, "layout", None)
+
+    @property
+    def boxed(self) -> bool:
+        """Does its codec ask what a view shows?"""
+        return is_boxed(self.codec)
+
+    def encode(self, values: np.ndarray, objects: Sequence[Objects]) -> Fields:
+        """The teacher's rows, float32 ``(n, *shape)`` → fields. ``objects`` of each row count where it is ``boxed``."""
+        codec: Any = self.codec
+        return codec.encode(values, objects) if self.boxed else codec.encode(values)
 
     def decode(self, fields: Fields) -> Any:
         """Encoded rows → what they mean: :class:`Logits`, a feature map, an embedding, :class:`Items`."""
