@@ -20,6 +20,7 @@ _HOMES = {
     "View": "recipe",
     "build": "builder",
     "diff": "checker",
+    "import_arrays": "exchange.foreign",
     "open": "several",
     "overlay": "drawing",
     "pair": "canary",
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from softcache.checker import verify_live as verify_live
     from softcache.drawing import overlay as overlay
     from softcache.errors import SoftcacheError as SoftcacheError
+    from softcache.exchange.foreign import import_arrays as import_arrays
     from softcache.pilot import plan as plan
     from softcache.recipe import Recipe as Recipe
     from softcache.recipe import View as View

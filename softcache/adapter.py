@@ -84,6 +84,7 @@ def with_targets(
         SourceError: the dataset yields what is no image, such as normalised tensors.
     """
     shown = rendered(cache.identity["teacher"]["input_spec"]["size"] if size is None else size)
+    cache.require_replayable("with_targets")
     source = dataset if isinstance(dataset, Source) else Source(dataset)
     _check_ids(source, cache)
     pairing = canary.pair(cache, source)

@@ -88,6 +88,7 @@ class Cache:
         targets: name → :class:`~softcache.targets.Target`.
         parameters: numbers kept of every view's pixel ops.
         mixed: are views mixed with those of other samples? tiled: are views mosaics?
+        replayable: is it known what the teacher saw? Where it is not, views are whole images.
         identity: what was built, as plain JSON values; targets and views are those of all parts, the rest is part 0's.
         parts: what it was made of, see :mod:`softcache.parts`.
         manifest: None while the build is unfinished.
@@ -111,6 +112,7 @@ class Cache:
         self.targets: dict[str, Target] = whole.make_targets()
         recipe = whole.recipe
         self.parameters, self.mixed, self.tiled = recipe.parameters, recipe.mixed, recipe.tiled
+        self.replayable = recipe.replayable
         seen = view_rows(0, self.parameters, self.mixed, self.tiled)
         self.arrays = {a.path: a for a in block_arrays(self.grid, self.targets, seen)}
         # A finished cache has every block; one that is being built is asked before a file is touched.
@@ -304,6 +306,14 @@ class Cache:
         self._check(view, samples)
         return views.read(self, view, samples, slab)
 
+    def require_replayable(self, wanted: str) -> None:
+        """Raises :class:`MismatchError` where nobody knows what the teacher saw; ``wanted`` asks for it."""
+        if not self.replayable:
+            raise MismatchError(
+                f"{self._where} was imported with an unknown recipe: what its teacher saw is not known, and {wanted} shows "
+                "that. Its targets can be read by id, and trained on with policy=frozen"
+            )
+
     def _check(self, view: int, samples: np.ndarray) -> None:
         if not is_whole(view):
             raise SpecError(f"view {view!r}: views are whole numbers, here from 0 to {self.views - 1}")
@@ -314,7 +324,8 @@ class Cache:
         invalid = self.invalid_among(view, samples)
         if len(invalid) and (bad := np.intersect1d(samples, invalid)).size:
             raise InvalidRow(
-                f"{self.ids[bad[0]]!r} has no targets: its image was unreadable when the cache was built"
+                f"{self.ids[bad[0]]!r} has no targets: its image was unreadable when the cache was built, or an import had "
+                "no row of it"
             )
 
     def invalid_among(self, view: int, samples: np.ndarray) -> np.ndarray | list[int]:
@@ -377,6 +388,7 @@ class Row(Mapping[str, Any]):
     @property
     def view(self) -> View:
         """The realised view."""
+        self._cache.require_replayable("a view")
         return self._cache.read_views(self.view_number, np.array([self.sample]))[0]
 
     def __getitem__(self, name: str) -> Any:

@@ -117,6 +117,7 @@ def verify_live(
     Raises:
         MismatchError: source or teacher are not those of the cache.
     """
+    cache.require_replayable("verify --live")
     pairing = canary.pair(cache, source)
     ours, theirs = cache.identity["teacher"], teacher.identity().model_dump(mode="json")
     for key in ("members", "weights", "input_spec", "flip_tta", "columns"):

@@ -24,6 +24,7 @@ from softcache.recipe.view import MAX_PARAMETERS
 from softcache.targets import NAME, Target
 
 VERSION = (1, 2)
+IMPORTED = "import:"  # what the name of a teacher begins with of which there are arrays only
 MAX_VIEWS, MAX_BLOCK_ROWS = 1 << 20, 1 << 24
 
 Sha = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -62,9 +63,10 @@ class SourceId(Model):
 
 class RecipeId(Model):
     """How views were drawn and rendered; ``parameters`` numbers of its pixel ops are kept of each, with ``mixed``
-    what it is mixed with, and with ``tiled`` what it is a mosaic of."""
+    what it is mixed with, and with ``tiled`` what it is a mosaic of. Where it is not ``replayable`` nobody knows what
+    the teacher saw, and views are whole images."""
 
-    ADDED: ClassVar[frozenset[str]] = frozenset({"parameters", "mixed", "tiled"})
+    ADDED: ClassVar[frozenset[str]] = frozenset({"parameters", "mixed", "tiled", "replayable"})
     spec: str
     seed: int
     ops: dict[str, int]
@@ -72,6 +74,7 @@ class RecipeId(Model):
     parameters: Annotated[int, Field(ge=0, le=MAX_PARAMETERS)] = 0
     mixed: bool = False
     tiled: bool = False
+    replayable: bool = True
 
 
 class InputSpec(Model):

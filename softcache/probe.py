@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from softcache.identity import IMPORTED
 from softcache.job import Job
 from softcache.keyed import Permutation
 from softcache.recipe import View, render
@@ -24,14 +25,15 @@ _EDGE = 1  # cells along the border that a shift is not compared on
 
 @np.errstate(invalid="ignore", over="ignore", divide="ignore")  # of answers that are not finite
 def equivariance(job: Job, invalid: list[int]) -> dict[str, dict[str, float]]:
-    """Target → its figures, for the targets of law ``spatial``; without one, the teacher is not asked.
+    """Target → its figures, for the targets of law ``spatial``; without one, the teacher is not asked, nor is one of
+    which there are arrays only.
 
     ``shift`` is one cell of the map right and down, compared away from the border; it is left out where a cell is no
     whole number of pixels, or the map has less than four cells a side. ``zoom`` shows the middle three quarters of each
     side.
     """
     names = [n for n, t in job.targets.items() if t.law == "spatial"]
-    if not names:
+    if not names or job.identity.teacher.name.startswith(IMPORTED):
         return {}
     images = [job.source.image(i) for i in _samples(job, invalid)]
     whole, middle = [_part(i, 1.0) for i in images], [_part(i, 0.75) for i in images]

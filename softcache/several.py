@@ -102,6 +102,8 @@ class Several(Cache):
 
 def _check(a: Cache, b: Cache) -> None:
     """Refuse two caches that are not of the same views of the same samples, naming the difference."""
+    for one in (a, b):
+        one.require_replayable("several caches as one")
     ours, theirs = set(a.ids), set(b.ids)
     if ours != theirs:
         one = next(iter(sorted(ours ^ theirs)))

@@ -51,6 +51,11 @@ def tell(found: dict[str, Any]) -> list[str]:
         f"  teacher  {teacher['name']} at {size}, {teacher['precision']} on {teacher['processor']}",
         f"           weights {teacher['weights'] or 'unknown'} ({teacher['weights_format'] or 'not from a file'})",
     ]
+    if not recipe.get("replayable", True):
+        lines.insert(
+            3,
+            "           NOT REPLAYABLE: what the teacher saw is not known; for reading by id and policy=frozen",
+        )
     for number, member in enumerate(teacher.get("members", ())):
         lines.append(f"           {number}: {member['name']}, weights {member['weights'] or 'unknown'}")
     notes = {

@@ -20,7 +20,7 @@ python=${PYTHON:-python3}
 touch .venv/installing  # of this moment: a pyproject.toml edited while we install is still newer
 
 set -- --constraint constraints.txt --group dev \
-    --editable '.[parquet,torchvision,timm,onnx,hf,ultralytics,s3]' --editable './train[demo]'
+    --editable '.[parquet,hdf5,torchvision,timm,onnx,hf,ultralytics,s3]' --editable './train[demo]'
 
 with_uv() {
     .venv/bin/python -m pip install --quiet uv && .venv/bin/uv pip install --python .venv/bin/python "$@"

@@ -62,6 +62,7 @@ def overlay(
         StoreError: a folder or a file that cannot be written.
         MismatchError: another source than the cache was built from. NotBuilt, InvalidRow, UnreadableImage.
     """
+    cache.require_replayable("an overlay")
     pairing = canary.pair(cache, source)
     numbers = _numbers(cache, views)
     size_ = _size(cache, size)

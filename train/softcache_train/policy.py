@@ -80,6 +80,8 @@ class ViewPolicy:
         """
         if name not in POLICIES:
             raise SpecError(f"policy {name!r}{nearest(name, POLICIES)}")
+        if name == "warp" or not recipe:
+            cache.require_replayable(f"policy={name}")
         names = target_source.names if isinstance(target_source, CacheTargets) else None
         if name == "exact":
             if recipe and names:

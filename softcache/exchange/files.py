@@ -1,0 +1,88 @@
+"""Files that are written whole or not at all, and rows laid aside on the disk while they are put in order."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from softcache.errors import SpecError, StoreError
+from softcache.store import TEMPORARY, Disk
+
+
+@contextlib.contextmanager
+def written(path: Path) -> Iterator[Path]:
+    """Yields where to write the new file that will be ``path`` when all went well: fsync, then rename.
+
+    Raises :class:`SpecError` where there is something of that name, :class:`StoreError` for what the disk refuses.
+    """
+    if os.path.lexists(path):
+        raise SpecError(f"{path} is there already: name another file, or delete it")
+    temporary, disk = path.with_name(path.name + TEMPORARY), Disk()
+    temporary.unlink(missing_ok=True)  # of a process that was killed
+    try:
+        yield temporary
+        fd = os.open(temporary, os.O_RDONLY)
+        try:
+            disk.sync_file(fd, temporary)
+        finally:
+            os.close(fd)
+        disk.rename(temporary, path)
+        disk.sync_folder(path.parent)
+    except OSError as e:
+        raise StoreError(f"cannot write {path}: {e.strerror or e}; nothing is left of it") from e
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+class Patient(io.FileIO):
+    """A new file for a library that does not survive a disk's refusal (libhdf5 crashes): it is told that all went well, and
+    :meth:`check` says that it did not."""
+
+    def __init__(self, path: Path):
+        super().__init__(path, "x+")
+        self._refused: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        left = memoryview(data)
+        try:
+            while left and self._refused is None:
+                left = left[super().write(left) :]
+        except OSError as e:
+            self._refused = e
+        return len(data)
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            return super().truncate(size)
+        except OSError as e:
+            self._refused = e
+            return size or 0
+
+    def check(self) -> None:
+        """Raises what the disk said."""
+        if self._refused is not None:
+            raise self._refused
+
+
+def aside(folder: Path, dtype: np.dtype | str, shape: tuple[int, ...]) -> np.ndarray:
+    """An array in a file without a name in ``folder``, which is gone with it. :class:`StoreError` on a full disk."""
+    size = int(np.prod(shape, dtype=object)) * np.dtype(dtype).itemsize
+    with tempfile.TemporaryFile(dir=folder) as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)  # a mapped file that finds no room kills the process
+        except OSError as e:
+            if e.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise StoreError(f"cannot write in {folder}: {e.strerror}") from e
+            raise StoreError(
+                f"the disk is full: {folder} needs {size:,} bytes besides the cache's own, for the time of the import"
+            ) from e
+        return np.memmap(file, dtype, "r+", shape=shape)
