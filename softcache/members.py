@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from softcache.cache import Cache
 
 IMAGES = ("jpg", "png", "webp", "gif", "bmp", "tif", "ppm")
-MOST_IMAGE, MOST_SAMPLE = 1 << 28, 1 << 20  # bytes of a source's image, and of what is told of a sample
+# bytes of a source's image, of what is told of a sample, and of any member: what a stranger's tar can make us hold
+MOST_IMAGE, MOST_SAMPLE, MOST = 1 << 28, 1 << 20, 1 << 31
 _PLAIN_NAME = 48
 
 Embed = Literal["nothing", "images", "views"]
@@ -97,7 +98,23 @@ class Contents:
         room = shown.room(rows, cache.parameters, cache.mixed, cache.tiled)
         return {name: numbers for name, numbers in room.items() if f"view/{name}" not in cache.arrays}
 
+    def count(self, block: Block) -> int:
+        """How many members there are."""
+        return len(list(self._of_block(block))) + 2 * len(self.rows(block)) * (self.embed != "nothing")
+
     def members(self, block: Block) -> Iterator[Member]:
+        yield from self._of_block(block)
+        if self.embed == "nothing":
+            return
+        for row in self.rows(block).tolist():
+            of = f"{block.name}-r{row:08d}"
+            if self.embed == "images":
+                yield Member(of, "image", MOST_IMAGE, row=row)
+            else:
+                yield _npy(f"{of}.pixels.npy", "pixels", "pixels", "uint8", (*self.size, 3), row)
+            yield Member(f"{of}.json", "sample", MOST_SAMPLE, row=row)
+
+    def _of_block(self, block: Block) -> Iterator[Member]:
         key, n, cache = block.name, block.rows, self._cache
         for name, of in self.receipts(block).items():
             yield Member(name, "receipt", m.MAX_JSON, of=of)
@@ -111,13 +128,6 @@ class Contents:
             yield _npy(f"{key}.{of}.npy", "label", of, "int64", (n,))
         for of, room in self.shown(n).items():
             yield _npy(f"{key}.shown-{of}.npy", "shown", of, room.dtype.name, room.shape)
-        for row in self.rows(block).tolist():
-            of = f"{key}-r{row:08d}"
-            if self.embed == "images":
-                yield Member(of, "image", MOST_IMAGE, row=row)
-            else:
-                yield _npy(f"{of}.pixels.npy", "pixels", "pixels", "uint8", (*self.size, 3), row)
-            yield Member(f"{of}.json", "sample", MOST_SAMPLE, row=row)
 
 
 def _npy(name: str, kind: str, of: str, dtype: str, shape: tuple[int, ...], row: int = -1) -> Member:

@@ -24,6 +24,7 @@ from softcache.recipe import gather, render
 from softcache.store import Store
 from softcache.testing import DAMAGES, FullDisk, ToyImages, flip_bit, make_image_folder, toy_teacher
 from softcache.ustar import MOST, header, npy_header
+from softcache.zarrfile import Array
 
 EMBEDS = ("nothing", "images", "views")
 
@@ -527,6 +528,41 @@ def test_swapped_rows_with_right_digests_are_found(copy: Path):
         restore(copy, copy.with_name("back"))
 
 
+def test_another_zstd_is_told_and_is_no_damage(exports, small_path, tmp_path, monkeypatch):
+    """What it compresses has other bytes: the export is read and whole, and the cache cannot be made of it."""
+    encode = Array.encode
+
+    def otherwise(array: Array, rows: np.ndarray) -> bytes:
+        return encode(array, rows) + b"!" * array.big
+
+    monkeypatch.setattr(Array, "encode", otherwise)
+    with pytest.raises(DamageError, match="the cache's own manifest"):  # the very version of the cache
+        restore(exports["nothing"], tmp_path / "back")
+    monkeypatch.setattr("numcodecs.__version__", "9.9")
+    with pytest.raises(MismatchError, match=r"numcodecs 9\.9 than by \d"):
+        restore(exports["nothing"], tmp_path / "back")
+    assert sc.verify(exports["nothing"], read_data=True) == []
+    assert len(sc.open(exports["nothing"]).read(0, np.arange(20))["map"].values) == 20
+
+
+def test_a_stranger_cannot_make_us_read_without_end(copy: Path):
+    """A sparse file of a terabyte for an index, with a table that says so."""
+    path = copy / f"tars/{BLOCK}.index"
+    cache = sc.open(copy)
+    assert cache.tars
+    table = cache.tars.table.copy()
+    table[[b.name for b in cache.grid.blocks()].index(BLOCK)]["index"]["bytes"] = 1 << 40
+    sealed = cache.tars.manifest.model_copy(
+        update={"table": m.Entry(sha256=spec.digest(table.tobytes()), bytes=table.nbytes)}
+    ).signed()
+    (copy / "tars.bin").write_bytes(table.tobytes())
+    (copy / "tars.json").write_bytes(sealed.to_bytes())
+    with path.open("r+b") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(DamageError, match="at most"):
+        sc.open(copy).read(1, np.arange(20))
+
+
 def test_a_link_in_the_place_of_a_tar_is_not_followed(copy: Path, tmp_path):
     path = copy / f"tars/{BLOCK}.tar"
     path.rename(tmp_path / "elsewhere.tar")
@@ -574,6 +610,7 @@ def test_the_commands(small_path, small_folder, exports, tmp_path, capsys):
     )
     assert tree(out) == tree(exports["views"])
     assert cli.main(["verify", str(out), "--read-data"]) == 0
+    assert cli.main(["show", str(out)]) == cli.main(["diff", str(out), str(small_path)]) == 0
     assert cli.main(["import", str(out), "-o", str(tmp_path / "back")]) == 0
     assert tree(tmp_path / "back") == tree(small_path)
     capsys.readouterr()

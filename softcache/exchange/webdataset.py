@@ -24,7 +24,7 @@ from softcache import manifest as m
 from softcache.block import Block
 from softcache.cache import Cache
 from softcache.errors import DamageError, MismatchError, NotBuilt, SourceError, SpecError
-from softcache.members import IMAGES, Contents, Embed, Member
+from softcache.members import IMAGES, MOST, Contents, Embed, Member
 from softcache.recipe import View, gather, render
 from softcache.several import Several
 from softcache.source import Source
@@ -291,6 +291,11 @@ def _members(work: _Work, block: Block) -> Iterator[tuple[Member, int, int, Iter
         kind = 0
         if member.kind == "array":
             assert member.size is not None
+            if member.size > MOST:
+                raise SpecError(
+                    f"{member.name} would have {member.size:,} bytes, and a member has up to {MOST:,}: build the cache with "
+                    "a smaller --block-rows"
+                )
             yield member, 0, member.size, _array(work, block, member)
             continue
         if member.kind == "receipt":
