@@ -24,6 +24,7 @@ from softcache import measure, spec
 from softcache.arrays import keep_view, view_rows
 from softcache.builder import open_source
 from softcache.cache import Cache
+from softcache.codecs import NOTHING, is_boxed
 from softcache.errors import MismatchError, SpecError, StoreError, UnreadableImage, nearest
 from softcache.exchange import arrayfile
 from softcache.exchange.arrayfile import Arrays, Stored
@@ -106,6 +107,10 @@ def import_arrays(
     asked, made = requests(targets), _recipe(recipe, views)
     if form not in FORMS:
         raise SpecError(f"from {form!r}{nearest(form, FORMS)}")
+    if blind := [r for r in asked if recipe == UNKNOWN and is_boxed(r.codec.codec)]:
+        raise SpecError(
+            f"{blind[0].codec.spec!r} asks what a view shows, and with --recipe {UNKNOWN} nobody knows"
+        )
     samples = open_source(source, split, None, layout, image_column, label_column)
     check(samples, views, block_rows, made)
     say(samples.describe())
@@ -322,15 +327,18 @@ def _batch(
     job: Job, work: Work, start: int, samples: np.ndarray, shapes: np.ndarray, rows: np.ndarray
 ) -> Batch:
     views = view_rows(len(samples), job.recipe.parameters, False, False)
-    invalid = []
+    invalid, objects = [], [NOTHING] * len(samples)
     for i, sample in enumerate(samples.tolist()):
         height, width = shapes[sample].tolist()
         if height > 0:
-            keep_view(views, i, job.recipe.view(job.source.ids[sample], work.block.view, width, height))
+            view = job.recipe.view(job.source.ids[sample], work.block.view, width, height)
+            keep_view(views, i, view)
+            if job.boxed:
+                objects[i] = job.objects(view, sample)
         if height < 0 or rows[sample] < 0:
             invalid.append(sample)
     work.invalid += invalid
-    return Batch(work, start, len(samples), np.zeros(0, np.uint8), {}, views, invalid)
+    return Batch(work, start, len(samples), np.zeros(0, np.uint8), {}, views, objects, invalid)
 
 
 def _say(text: str) -> None:
