@@ -192,8 +192,14 @@ def _first(where: str, path: str, places: list[Path]) -> Path:
 
 
 def _common(images: list[Path]) -> Path:
-    """The deepest folder that all lie in."""
-    return Path(os.path.commonpath([image.parent for image in images]))
+    """The deepest folder that all lie in, from where their ids begin."""
+    root = Path(os.path.commonpath([image.parent for image in images]))
+    if root in Path.home().parents:
+        raise SourceError(
+            f"the images lie in {images[0].parent} and elsewhere, and have only {root} in common: their ids would tell "
+            "where your folders are. Put them, or links to their folders, below one folder"
+        )
+    return root
 
 
 def _text(file: Path) -> str:
