@@ -13,6 +13,7 @@ from softcache.errors import SpecError
 
 if TYPE_CHECKING:
     from softcache.cache import Cache
+    from softcache.members import Embed
     from softcache.source import Source
 
 EXPORT_EXAMPLE = """examples:
@@ -99,37 +100,40 @@ def _add_embed(parser: argparse.ArgumentParser) -> None:
 def _export(arguments: argparse.Namespace) -> int:
     from softcache.cache import open
 
-    cache = open(arguments.cache)
-    _EXPORTS[arguments.to](cache, arguments.out, arguments, lambda: flags.open_source(arguments, cache))
+    _EXPORTS[arguments.to](open(arguments.cache), arguments)
     return 0
 
 
-def _to_webdataset(cache: Cache, out: Path, arguments: Any, source: Callable[[], Source]) -> None:
-    from softcache.exchange.webdataset import export
-
-    if getattr(arguments, "decoded", False):
+def _to_webdataset(cache: Cache, arguments: argparse.Namespace) -> None:
+    if arguments.decoded:
         raise SpecError("--decoded is for --to hdf5")
-    embed = arguments.embed or "nothing"
-    if embed == "nothing" and getattr(arguments, "source", None) is not None and hasattr(arguments, "to"):
+    if arguments.embed and arguments.source is None:
+        raise SpecError(f"--embed-{arguments.embed} needs --source: the cache holds no images")
+    if arguments.source is not None and not arguments.embed:
         raise SpecError(
             "--source is for --embed-images or --embed-views: an export without pixels needs no images"
         )
-    if embed != "nothing" and arguments.source is None:
-        raise SpecError(f"--embed-{embed} needs --source: the cache holds no images")
-    digest = export(cache, out, embed=embed, source=source() if embed != "nothing" else None)
+    source = flags.open_source(arguments, cache) if arguments.embed else None
+    _webdataset(cache, arguments.out, arguments.embed, source)
+
+
+def _webdataset(cache: Cache, out: Path, embed: Embed | None, source: Source | None) -> None:
+    from softcache.exchange.webdataset import export
+
+    digest = export(cache, out, embed=embed or "nothing", source=source)
     print(f"{out}: {digest}", file=sys.stderr)
 
 
-def _to_hdf5(cache: Cache, out: Path, arguments: Any, source: Callable[[], Source]) -> None:
+def _to_hdf5(cache: Cache, arguments: argparse.Namespace) -> None:
     from softcache.exchange.hdf5 import export
 
     if arguments.embed or arguments.source is not None:
         raise SpecError("images are put into --to webdataset only: leave out --embed-… and --source")
-    export(cache, out, decoded=arguments.decoded)
-    print(f"{out}: {out.stat().st_size:,} bytes", file=sys.stderr)
+    export(cache, arguments.out, decoded=arguments.decoded)
+    print(f"{arguments.out}: {arguments.out.stat().st_size:,} bytes", file=sys.stderr)
 
 
-_EXPORTS: dict[str, Callable[[Any, Path, Any, Callable[[], Any]], None]] = {
+_EXPORTS: dict[str, Callable[[Any, argparse.Namespace], None]] = {
     "webdataset": _to_webdataset,
     "hdf5": _to_hdf5,
 }
@@ -148,9 +152,8 @@ def after_build(cache: Cache, arguments: argparse.Namespace, options: Mapping[st
     from softcache.source import Source
 
     named = {k: options.get(k) for k in (*flags.SOURCE[1:], "limit")}
-    out = cache.path.with_name(f"{cache.path.name}-{arguments.format}")
-    asked = argparse.Namespace(embed=arguments.embed, source=options["source"])
-    _EXPORTS[arguments.format](cache, out, asked, lambda: Source(options["source"], **named))
+    source = Source(options["source"], **named) if arguments.embed else None
+    _webdataset(cache, cache.path.with_name(f"{cache.path.name}-{arguments.format}"), arguments.embed, source)
 
 
 def _import(arguments: argparse.Namespace) -> int:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 import softcache as sc
 from softcache import cli, licences, spec, tars
@@ -152,6 +153,24 @@ def test_stock_webdataset_reads_targets_and_pixels(embed: str, exports, small_ca
         assert np.array_equal(sample["png" if embed == "images" else "pixels.npy"], expected)
         row, seen = row + 1, seen + 1
     assert seen == 40
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM"])
+def test_images_keep_their_bytes_and_get_an_extension_that_fits(kind: str, tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    for i in range(4):
+        pixels = np.random.default_rng(i).integers(0, 256, (12, 10, 3), np.uint8)
+        Image.fromarray(pixels).save(images / f"{i}.png", format=kind)  # whatever they are called
+    source = sc.Source(images)
+    cache = sc.build(tmp_path / "c", source=source, teacher=toy_teacher(), batch=4, progress=False)
+    export(cache, tmp_path / "x", embed="images", source=source)
+    with tarfile.open(tmp_path / "x/tars/v0000-b000000.tar") as tar:
+        found = [one for one in tar if "-r" in one.name and not one.name.endswith(".json")]
+        contents = {tar.extractfile(one).read() for one in found}  # pyright: ignore[reportOptionalMemberAccess]
+    assert contents == {path.read_bytes() for path in images.iterdir()}
+    (extension,) = {Path(one.name).suffix for one in found}
+    assert Image.registered_extensions()[extension] == kind
 
 
 # -- read again ----------------------------------------------------------------------------------------------

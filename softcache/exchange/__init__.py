@@ -1,4 +1,4 @@
-"""Containers that a cache is put into, and taken out of again: one file each, listed in :data:`FORMATS`.
+"""Caches in other people's containers: one file a container, both ways.
 
 A member offers
 
@@ -8,7 +8,3 @@ A member offers
 
 ``foreign`` makes a cache of arrays that somebody has.
 """
-
-from __future__ import annotations
-
-FORMATS = {"webdataset": "softcache.exchange.webdataset", "hdf5": "softcache.exchange.hdf5"}

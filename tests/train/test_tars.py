@@ -145,6 +145,24 @@ def test_epochs_and_seeds_have_orders_of_their_own(exports):
     assert len({tuple(rows(seed, epoch)) for seed in range(2) for epoch in range(3)}) == 6
 
 
+@pytest.mark.parametrize("piece", [1, 600, 1 << 20])
+def test_whatever_is_passed_over_the_rows_are_the_same(piece: int, exports, monkeypatch):
+    """Short ways are read, long ones sought; ranks begin in the middle of a tar."""
+    rows = [
+        [b.index.tolist() for b in TarLoader(exports["images"], global_batch=5, rank=r, world=2)]
+        for r in (0, 1)
+    ]
+    monkeypatch.setattr("softcache.tars._PIECE", piece)
+    again = [
+        [
+            b.index.tolist()
+            for b in TarLoader(exports["images"], global_batch=5, rank=r, world=2, targets="vector")
+        ]
+        for r in (0, 1)
+    ]
+    assert rows == again
+
+
 @pytest.mark.parametrize("step", [1, 3, 5])
 def test_an_epoch_goes_on_where_it_was(step: int, exports):
     whole = list(TarLoader(exports["views"], global_batch=5, world=2, window=8))
@@ -225,6 +243,7 @@ def test_what_cannot_be_streamed_is_told(small, exports):
         ({"global_batch": 4, "rank": 2, "world": 2}, "ranks"),
         ({"global_batch": 4, "workers": 0}, "workers"),
         ({"global_batch": 4, "window": 0}, "window"),
+        ({"global_batch": 4, "window": 1.5}, "window"),
         ({"global_batch": 4, "views": 3}, "views"),
         ({"global_batch": 4, "size": (16, 16)}, "embed-images"),
     ):

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from softcache import shown, tars
 from softcache.block import Block
-from softcache.cache import Cache, open_finished
+from softcache.cache import Cache, is_whole, open_finished
 from softcache.errors import DamageError, SpecError
 from softcache.keyed import Permutation, in_turn
 from softcache.members import Member
@@ -89,9 +89,10 @@ class TarLoader:
         views: int | None = None,
         window: int = WINDOW,
     ):
-        check_counts(global_batch, max(workers, 0), rank, world)
-        if workers < 1 or window < 1:
-            raise SpecError(f"workers={workers}, window={window}: each is at least 1")
+        check_counts(global_batch, workers, rank, world)
+        for name, value in (("workers", workers), ("window", window)):
+            if not is_whole(value) or value < 1:
+                raise SpecError(f"{name}={value!r}: it is a whole number, at least 1")
         self._store = Opened(export) if callable(export) else Store(export)
         self.cache = open_finished(self._store)
         self._tars = _with_pixels(self.cache)
