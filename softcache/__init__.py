@@ -20,12 +20,16 @@ _HOMES = {
     "View": "recipe",
     "build": "builder",
     "diff": "checker",
+    "gc": "sharing",
     "import_arrays": "exchange.foreign",
     "open": "several",
     "overlay": "drawing",
     "pair": "canary",
     "plan": "pilot",
+    "pull": "sharing",
+    "push": "sharing",
     "render": "recipe",
+    "repair": "sharing",
     "verify": "checker",
     "verify_live": "checker",
     "with_targets": "adapter",
@@ -47,6 +51,10 @@ if TYPE_CHECKING:
     from softcache.recipe import View as View
     from softcache.recipe import render as render
     from softcache.several import open as open
+    from softcache.sharing import gc as gc
+    from softcache.sharing import pull as pull
+    from softcache.sharing import push as push
+    from softcache.sharing import repair as repair
     from softcache.source import Source as Source
     from softcache.targets import Layout as Layout
 

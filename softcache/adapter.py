@@ -116,8 +116,8 @@ class WithTargets(Base):
     - where the cache's recipe mixes: ``partner_label``, that of the sample it is mixed with, and ``lam``, float32 λ, the
       share of ``label`` (1, and the same label twice, where this one is not mixed).
 
-    Images without targets (unreadable when the cache was built, or not in it) are left out; the others keep their
-    order. Which view is shown is a function of (seed, epoch): every ``views`` epochs show each view once, in the order
+    Images without targets (unreadable when the cache was built, not in it, not pulled) are left out; the others keep
+    their order. Which view is shown is a function of (seed, epoch): every ``views`` epochs show each view once, in the order
     that ``softcache_train`` uses. The epoch is what :meth:`set_epoch` was told; until it is called, how often the
     sample was read before. Both are shared with the processes of a ``DataLoader``, also with persistent ones.
 
@@ -138,7 +138,7 @@ class WithTargets(Base):
     ):
         self.source, self.transform, self.size = source, transform, size
         self.targets, self.seed = targets, seed
-        valid = np.setdiff1d(np.arange(cache.samples), cache.invalid)
+        valid = np.setdiff1d(cache.pulled_samples(targets), cache.invalid)
         self.samples = valid[np.argsort(pairing.index[valid])]
         self.positions = pairing.index[self.samples]
         labels = source.labels[pairing.index]
@@ -146,7 +146,7 @@ class WithTargets(Base):
             labels = np.where(labels >= 0, pairing.classes[labels], -1)
         self._labels = labels  # as in cache.ids
         self._decoded = Kept(source, ROOM if cache.mixed or cache.tiled else 0, pairing.index)
-        self.views, self.input_spec = cache.views, cache.identity["teacher"]["input_spec"]
+        self.views, self.input_spec = cache.pulled_views(targets), cache.identity["teacher"]["input_spec"]
         self.message = pairing.message
         self._paths = [one.path for one in cache.members] if isinstance(cache, Several) else cache.path
         self._digest = cache.digest

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from softcache import manifest as m
-from softcache import spec, tars, views
+from softcache import pulled, spec, tars, views
 from softcache.arrays import block_arrays, constant, view_rows
 from softcache.block import Block
 from softcache.errors import (
@@ -42,12 +42,16 @@ def open(path: str | Path) -> Cache:
 
     Raises:
         NoCache: there is none.
+        NotPulled: it is being pulled.
         DamageError: its manifest is not what was written.
         MismatchError: it was written by a newer major version.
     """
     store = Store(path)
+    here = pulled.read(store)
     if os.path.lexists(store.path(m.MANIFEST)):
-        return open_finished(store)
+        return open_finished(store, here)
+    if here is not None:
+        raise pulled.unfinished(store, here)
     if store.exists(identity_file(0)):
         return Cache(store, read_identity(store), None)
     if not store.root.is_dir():
@@ -57,7 +61,7 @@ def open(path: str | Path) -> Cache:
     raise NoCache(f"{store.root} is no cache: it {what}. Build one with build-cache … -o FOLDER")
 
 
-def open_finished(store: Store) -> Cache:
+def open_finished(store: Store, here: pulled.Pulled | None = None) -> Cache:
     """The cache, or the export of one to tars, whose manifest is in a store. Raises as :func:`open`."""
     where = str(store.path(m.MANIFEST))
     hint = f"delete it and run the same build-cache again: it is made anew from {store.root / 'receipts'}"
@@ -67,7 +71,7 @@ def open_finished(store: Store) -> Cache:
         raise DamageError(f"{where} was edited: its digest does not match its content; {hint}")
     if not all(part.holds_together() for part in (manifest, *manifest.parts)):
         raise DamageError(f"{where} was edited: its identity is not the one that was begun with; {hint}")
-    cache = Cache(store, manifest.identity, manifest)
+    cache = Cache(store, manifest.identity, manifest, here)
     if store.exists(tars.NAME):
         cache.reader.shards = cache.tars = tars.Tars(store, cache)
     return cache
@@ -93,12 +97,19 @@ class Cache:
         parts: what it was made of, see :mod:`softcache.parts`.
         manifest: None while the build is unfinished.
         tars: where its rows lie, of an export to WebDataset; else None.
+        pulled: what is here of it, see :mod:`softcache.pulled`; None for all.
         teacher_rows: rows that a teacher answered in the very call of ``build`` that returned this; 0 when opened.
         pace: and how fast, see :meth:`softcache.meter.Meter.pace`; empty when opened.
     """
 
-    def __init__(self, store: Store, identity: Identity, manifest: m.Manifest | None):
-        self.store, self.manifest = store, manifest
+    def __init__(
+        self,
+        store: Store,
+        identity: Identity,
+        manifest: m.Manifest | None,
+        here: pulled.Pulled | None = None,
+    ):
+        self.store, self.manifest, self.pulled = store, manifest, here
         self.parts: tuple[Part, ...] = follow(
             [identity, *(p.identity for p in manifest.parts)] if manifest else [identity]
         )
@@ -118,7 +129,8 @@ class Cache:
         # A finished cache has every block; one that is being built is asked before a file is touched.
         check = self._built if manifest is None else _nothing
         self.tars: tars.Tars | None = None
-        self.reader = Reader(Files(store), self.grid, list(self.arrays.values()), check)
+        shards = Files(store) if here is None else pulled.Some(store, here)
+        self.reader = Reader(shards, self.grid, list(self.arrays.values()), check)
 
     @property
     def path(self) -> Path:
@@ -273,7 +285,6 @@ class Cache:
         samples = integers(samples)
         self._check(view, samples)
         positions = self.grid.positions(samples)
-        slab = slab and self.complete
         return {name: self._target(name, view, positions, slab) for name in self.names(names)}
 
     def names(self, wanted: str | Iterable[str] | None = None) -> tuple[str, ...]:
@@ -342,7 +353,33 @@ class Cache:
 
     def _target(self, name: str, view: int, positions: np.ndarray, slab: bool) -> Any:
         self._require(name)
+        slab = slab and self.whole_view(name, view)
         return self.targets[name].decode(self.reader.fields(f"targets/{name}", view, positions, slab))
+
+    def whole_view(self, target: str, view: int) -> bool:
+        """Are all rows of a target (``view``: of the views themselves) here, in one view?"""
+        last = self.grid.blocks_per_view - 1
+        return self.complete and (self.pulled is None or self.pulled.covers(target, view, last))
+
+    def pulled_samples(self, targets: str | Iterable[str] | None = None) -> np.ndarray:
+        """int64, sorted: the samples of which these targets (all that were pulled, by default) are here, in every view
+        that was pulled of them. All samples, of a cache that is whole."""
+        if self.pulled is None:
+            return np.arange(self.samples)
+        names = self.names(targets)
+        blocks = self.pulled.least([*names, pulled.VIEWS]) or 0
+        return np.flatnonzero(self.grid.positions(np.arange(self.samples)) < blocks * self.grid.block_rows)
+
+    def pulled_views(self, targets: str | Iterable[str] | None = None) -> int:
+        """How many of the first views are here, of these targets (all that were pulled, by default); all views, of a
+        cache that is whole. :class:`NotPulled` where not even the first is."""
+        if self.pulled is None:
+            return self.views
+        names = self.names(targets)
+        views = self.pulled.views([*names, pulled.VIEWS])
+        if not views:
+            raise pulled.missing(self.store, self.pulled, names[0], 0, 0)
+        return views
 
     def _built(self, block: Block) -> m.Receipt:
         if not self.store.exists(self.parts[0].receipt(block)):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from softcache import cache as caches
-from softcache import canary, inventory, measure, tars
+from softcache import canary, inventory, measure, pulled, tars
 from softcache import manifest as m
 from softcache.cache import Cache
 from softcache.errors import DamageError, MismatchError, NotBuilt
@@ -55,9 +55,10 @@ class Damage:
 def verify(cache: Cache | str | Path, *, read_data: bool = False) -> list[Damage]:
     """Everything that is wrong with a cache; an empty list when nothing is.
 
-    Every file the manifest names must be there with its size, and no other file. With ``read_data`` every byte is
-    read and every file's sha256 compared: one flipped bit anywhere is found. Of an export to tars this holds of its
-    tars, and with ``read_data`` what they hold is compared with the cache's own manifest, too.
+    Every file the manifest names must be there with its size, and no other file; of a cache that was pulled in part, every
+    file that was asked for. With ``read_data`` every byte is read and every file's sha256 compared: one flipped bit anywhere
+    is found. Of an export to tars this holds of its tars, and with ``read_data`` what they hold is compared with the cache's
+    own manifest, too.
 
     Raises:
         DamageError: the manifest itself is missing or damaged, so that nothing can be told of the rest.
@@ -70,13 +71,16 @@ def verify(cache: Cache | str | Path, *, read_data: bool = False) -> list[Damage
         expected = list(inventory.files(cache))
     except DamageError as e:
         return [Damage(cache.parts[0].table_file, str(e))]
-    found, known = [], {m.MANIFEST, *(one.file for one in expected)}
+    found, known = [], {m.MANIFEST, pulled.FILE, *(one.file for one in expected)}
     if cache.tars:
         whole = {one.file: one.entry for one in expected if one.shard is not None}
         expected = [one for one in expected if one.shard is None and one.content is None]
         known = {m.MANIFEST, *(one.file for one in expected)} | tars.names(cache.grid)
         found = [Damage(*told) for told in cache.tars.problems(whole if read_data else None)]
+    here = cache.pulled
     for one in expected:
+        if here and not here.has(one) and not cache.store.exists(one.file):
+            continue
         problem = _problem(cache, one, read_data)
         if problem:
             found.append(Damage(one.file, problem, one.target, one.field, one.view, one.shard))

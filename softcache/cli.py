@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
-from softcache import exchanging, flags, publishing
+from softcache import exchanging, flags, moving, publishing
 from softcache.errors import SoftcacheError, SpecError, nearest
 from softcache.options import read_yaml
 
@@ -108,6 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     publishing.add(commands)
     exchanging.add(commands)
+    moving.add(commands)
     for one in (show, verify, diff):
         one.add_argument("--json", action="store_true", help="one JSON value on stdout")
     arguments = parser.parse_args(argv)

@@ -44,6 +44,10 @@ class NotBuilt(SoftcacheError):  # noqa: N818
     """A row whose block has no receipt yet: the build has not reached it."""
 
 
+class NotPulled(SoftcacheError):  # noqa: N818
+    """A row that is in the cache, and not in what was pulled of it. The message has the command that fetches it."""
+
+
 class InvalidRow(SoftcacheError):  # noqa: N818
     """A row whose image could not be read when the cache was built with ``skip_corrupt``."""
 

@@ -48,7 +48,7 @@ class Several(Cache):
         first, self.members = members[0], tuple(members)
         if unfinished := [c for c in members if not c.complete]:
             raise NotBuilt(f"{unfinished[0].path} is not finished: run the same build-cache command again")
-        super().__init__(first.store, first._identity, first.manifest)
+        super().__init__(first.store, first.parts[0].identity, first.manifest, first.pulled)
         self._where = " + ".join(str(c.path) for c in members)
         for other in members[1:]:
             _check(first, other)
@@ -77,6 +77,26 @@ class Several(Cache):
             np.flatnonzero(np.isin(p, c.invalid)) for p, c in zip(self._places, self.members, strict=True)
         ]
         return np.unique(np.concatenate(refused))
+
+    def pulled_samples(self, targets: str | Iterable[str] | None = None) -> np.ndarray:
+        """Those of which the targets are here in every one of them."""
+        found = np.arange(self.samples)
+        for number, names in self._own(targets).items():
+            here = np.isin(self._places[number], self.members[number].pulled_samples(names))
+            found = np.intersect1d(found, np.flatnonzero(here))
+        return found
+
+    def pulled_views(self, targets: str | Iterable[str] | None = None) -> int:
+        """The least of theirs."""
+        return min(self.members[number].pulled_views(names) for number, names in self._own(targets).items())
+
+    def _own(self, targets: str | Iterable[str] | None) -> dict[int, list[str]]:
+        """Each one's own names of its targets."""
+        found: dict[int, list[str]] = {}
+        for name in self.names(targets):
+            number, _, target = name.partition(".")
+            found.setdefault(int(number), []).append(target)
+        return found
 
     def read(
         self,

@@ -104,6 +104,15 @@ class Store:
                 raise
             raise _explain(e, path, len(data) if isinstance(data, bytes | memoryview) else 0) from e
 
+    def delete(self, name: str) -> None:
+        """Take a file away, durably; nothing where it is not there."""
+        path = self.path(name)
+        try:
+            path.unlink(missing_ok=True)
+            self.disk.sync_folder(path.parent)
+        except OSError as e:
+            raise _explain(e, path, 0) from e
+
     def temporary(self, path: Path) -> Path:
         """Where the bytes of ``path`` are until they are whole."""
         return path.with_name(path.name + TEMPORARY)

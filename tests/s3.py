@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
+import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
@@ -68,11 +70,12 @@ class Faulty:
         self.always: dict[str, int | str] = {}
         self.asked: list[tuple[str, str]] = []
         self.sent = 0
+        self.delay = 0.0  # seconds before every answer
 
     @contextmanager
     def serve(self) -> Iterator[str]:
         handler = type("Handler", (_Handler,), {"store": self})
-        server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        server = _Server(("127.0.0.1", 0), handler)
         server.daemon_threads = True
         thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
         thread.start()
@@ -89,6 +92,11 @@ class Faulty:
         return self.always.get(name)
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Whoever hung up knows."""
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     store: Faulty
@@ -100,6 +108,7 @@ class _Handler(BaseHTTPRequestHandler):
         return unquote(urlsplit(self.path).path).lstrip("/").partition("/")[2]
 
     def _answer(self, status: int, body: bytes = b"", length: int | None = None) -> None:
+        time.sleep(self.store.delay)
         self.send_response(status)
         self.send_header("Content-Length", str(len(body) if length is None else length))
         self.send_header("ETag", '"0"')
@@ -154,9 +163,10 @@ class _Handler(BaseHTTPRequestHandler):
         fault = self.store.fault("LIST")
         if isinstance(fault, int):
             return self._answer(fault, b"<Error><Code>Told</Code></Error>")
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
         rows = "".join(
             f"<Contents><Key>{escape(name)}</Key><Size>{len(data)}</Size>"
-            "<LastModified>2024-01-01T00:00:00.000Z</LastModified><ETag>0</ETag></Contents>"
+            f"<LastModified>{now}</LastModified><ETag>0</ETag></Contents>"
             for name, data in sorted(self.store.objects.items())
             if name.startswith(prefix)
         )

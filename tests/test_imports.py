@@ -18,7 +18,19 @@ FLOORS = [
     {"codecs", "store", "remote", "ustar"},
     {"source", "recipe", "targets", "pixels"},
     {"block", "zarrfile", "identity", "arrays", "parts", "manifest", "warp", "geometry", "probes", "shown"},
-    {"cache", "canary", "inventory", "licences", "members", "reader", "several", "tars", "views"},
+    {
+        "cache",
+        "canary",
+        "inventory",
+        "licences",
+        "pulled",
+        "blobs",
+        "members",
+        "reader",
+        "several",
+        "tars",
+        "views",
+    },
     {
         "job",
         "meter",
@@ -35,9 +47,10 @@ FLOORS = [
         "adapter",
         "drawing",
         "exchange",
+        "sharing",
         "teachers",
     },
-    {"testing", "cli", "exchanging", "publishing"},
+    {"testing", "cli", "exchanging", "publishing", "moving"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 TEACHING = {"timm", "torchvision", "ultralytics", "transformers", "onnxruntime"}

@@ -90,9 +90,9 @@ class Loader:
         workers: threads that decode and render; 0 does it in the thread that iterates.
         targets: names of the targets to read, or one name; all by default.
         target_source: where targets come from; the cache by default.
-        samples: int64 indices into ``cache.ids`` to train on; all valid ones by default. Mixed views
-            show their partners, too.
-        views: train on the first so many of the cache's views; all by default. Fresh views have no
+        samples: int64 indices into ``cache.ids`` to train on; all valid ones by default, of a cache that was
+            pulled in part those that are here. Mixed views show their partners, too.
+        views: train on the first so many of the cache's views; all that are here by default. Fresh views have no
             number.
         pairing: of this cache and source, where it was made before.
         policy, recipe, warp_threshold: how cached targets go with the views that are shown, and how
@@ -133,7 +133,7 @@ class Loader:
         self.workers = workers
         self.rank, self.world = rank, world
         self.target_source = target_source or CacheTargets(cache, targets)
-        samples = trainable(cache) if samples is None else integers(samples)
+        samples = trainable(cache, targets) if samples is None else integers(samples)
         if samples.ndim != 1 or ((samples < 0) | (samples >= cache.samples)).any():
             raise SpecError(f"samples are indices into cache.ids, from 0 to {cache.samples - 1}: {samples}")
         if refused := np.intersect1d(samples, cache.invalid).tolist():
@@ -145,7 +145,9 @@ class Loader:
         )
         if rank == 0 and self.policy.warning:
             logging.getLogger(__name__).warning(self.policy.warning)
-        self.order = Order(samples, 1 if self.policy.fresh else views or cache.views, global_batch, seed)
+        self.order = Order(
+            samples, 1 if self.policy.fresh else views or cache.pulled_views(targets), global_batch, seed
+        )
         self.labels = canary.class_labels(cache, source, self.pairing.index)
         self.image = Kept(source, DECODED_BYTES, self.pairing.index)
         self.probes = self._probes() if self.target_source.probed else None
@@ -271,9 +273,10 @@ def refuse_constant(targets: Mapping[str, BatchTarget], distinct: int) -> None:
             )
 
 
-def trainable(cache: Cache) -> np.ndarray:
-    """int64 indices into ``cache.ids`` of the samples whose images could be read."""
-    return np.setdiff1d(np.arange(cache.samples), cache.invalid)
+def trainable(cache: Cache, targets: str | Iterable[str] | None = None) -> np.ndarray:
+    """int64 indices into ``cache.ids`` of the samples whose images could be read, and whose targets (all
+    that were pulled, by default) are here."""
+    return np.setdiff1d(cache.pulled_samples(targets), cache.invalid)
 
 
 def stack_views(images: list[np.ndarray], views: list[View], size: tuple[int, int]) -> np.ndarray:

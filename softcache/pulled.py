@@ -1,0 +1,137 @@
+"""What is here of a cache that was pulled in part: :data:`FILE`, beside its manifest and no part of it.
+
+Files are missing from such a folder on purpose. A sample is the first blocks of every view: positions are a keyed
+permutation of the samples, so that the first are as good as any.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable
+from itertools import takewhile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+
+from softcache import manifest as m
+from softcache.block import Block
+from softcache.errors import NotPulled
+from softcache.identity import Count, Model, Sha
+from softcache.reader import Files
+from softcache.store import Store
+from softcache.zarrfile import Array
+
+if TYPE_CHECKING:
+    from softcache.inventory import File
+
+FILE = ".pulled.json"
+VIEWS = (
+    "view"  # what the views themselves are called where targets are, as in :class:`softcache.inventory.File`
+)
+
+Line = Annotated[str, Field(max_length=4096)]
+
+
+class Pulled(Model):
+    """What was asked for, and is here.
+
+    Attributes:
+        remote, tag: where from, without user info. digest: of the cache.
+        blocks: of each target, and of the views as ``view``, how many of the first blocks of every view are here.
+    """
+
+    remote: Line
+    tag: Line
+    digest: Sha
+    blocks: dict[str, list[Count]]
+
+    def covers(self, target: str, view: int, shard: int) -> bool:
+        """Is this shard of a target's fields here?"""
+        counts = self.blocks.get(target, [])
+        return view < len(counts) and shard < counts[view]
+
+    def has(self, file: File) -> bool:
+        """Is this file here?
+
+        Identities, tables and constants always are. No ``zarr.json`` is: plain Zarr would read what is missing as zeros.
+        """
+        if file.view is None or file.shard is None:
+            return file.content is None
+        return self.covers(file.target or VIEWS, file.view, file.shard)
+
+    def add(self, other: Pulled) -> Pulled:
+        """This and the other, which is the newer."""
+        names = sorted(self.blocks.keys() | other.blocks.keys())
+        both = {name: _larger(self.blocks.get(name, []), other.blocks.get(name, [])) for name in names}
+        return other.model_copy(update={"blocks": both})
+
+    def least(self, targets: Iterable[str]) -> int | None:
+        """Of how many of the first blocks all is here, in each view that was pulled of these targets; None: of none."""
+        counts = [n for name in targets for n in self.blocks.get(name, []) if n]
+        return min(counts, default=None)
+
+    def views(self, targets: Iterable[str]) -> int:
+        """How many of the first views have something of each of those targets that were pulled at all."""
+        lines = [counts for name in targets if any(counts := self.blocks.get(name, []))]
+        return min((sum(1 for _ in takewhile(bool, counts)) for counts in lines), default=0)
+
+    def command(self, folder: Path, target: str | None = None, view: int | None = None) -> str:
+        """What fetches a target in a view; with no target, what goes on with an interrupted pull."""
+        words = ["softcache", "pull", self.remote, self.tag, "-o", str(folder)]
+        if target is not None:
+            here = [name for name, counts in self.blocks.items() if any(counts) and name != VIEWS]
+            words += ["--targets", ",".join(here if target == VIEWS else [target])]
+        views = self.blocks.get(VIEWS, [])
+        if view is not None and not all(views):
+            words += ["--views", f"{view}:{view + 1}"]
+        return shlex.join(words)
+
+    def to_file(self, store: Store) -> None:
+        store.put(FILE, self.to_bytes())
+
+
+def _larger(a: list[int], b: list[int]) -> list[int]:
+    size = max(len(a), len(b))
+    return [max(pair) for pair in zip(*(x + [0] * (size - len(x)) for x in (a, b)), strict=True)]
+
+
+def read(store: Store) -> Pulled | None:
+    """What was pulled into a folder; None where nothing was, or all."""
+    if not store.exists(FILE):
+        return None
+    hint = "delete it, and the folder is a cache with files missing: pull them again"
+    return m.read(Pulled, store.get(FILE, m.MAX_JSON), str(store.path(FILE)), hint)
+
+
+def unfinished(store: Store, pulled: Pulled) -> NotPulled:
+    """The refusal of a folder into which a first pull has not come to its end."""
+    return NotPulled(
+        f"{store.root} is no cache yet, its pull was interrupted: {pulled.command(store.root)} goes on with it"
+    )
+
+
+class Some(Files):
+    """The shards that are here: asked for another, it says so. See :class:`softcache.reader.Shards`."""
+
+    def __init__(self, store: Store, here: Pulled):
+        super().__init__(store)
+        self._here = here
+
+    def open(self, array: Array, block: Block) -> Any:
+        target, name = (
+            array.path.removeprefix("targets/").partition("/")[0],
+            array.file(block.view, block.index),
+        )
+        if not self._here.covers(target, block.view, block.index) and not self._store.exists(name):
+            raise missing(self._store, self._here, target, block.view, block.index)
+        return super().open(array, block)
+
+
+def missing(store: Store, pulled: Pulled, target: str, view: int, shard: int) -> NotPulled:
+    """The refusal of a shard that is not here."""
+    what = "the views" if target == VIEWS else f"the target {target!r}"
+    return NotPulled(
+        f"block {shard} of view {view} of {what} was not pulled into {store.root}: "
+        f"{pulled.command(store.root, target, view)}"
+    )
