@@ -11,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from hypothesis import given, settings
@@ -182,6 +183,24 @@ def test_one_view_mixes_and_phases_are_told(tmp_path: Path):
     assert "Views are mixed" in mixed and "It has one view" not in mixed
     phases = card("phases", views=5, recipe="2: resize((8, 8))|flip; resize((8, 8))")
     assert "Views 0 to 1:\n\n1. It is resized" in phases and "Views 2 to 4:\n\n1. It is resized" in phases
+
+
+@pytest.mark.parametrize("recipe", ["unknown", "resize(8)|center_crop(8)"])
+def test_an_imported_caches_card_says_what_is_not_known(tmp_path: Path, small_folder: Path, recipe: str):
+    np.savez(tmp_path / "old.npz", logits=np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32))
+    cache = sc.import_arrays(
+        tmp_path / "c", tmp_path / "old.npz", source=small_folder, arrays={"logits": "logits"}, ids="order", recipe=recipe,
+        input_size=8,
+        progress=False,
+    )  # fmt: skip
+    text = markdown(cache)
+    assert "build-cache" not in text and "cannot be rebuilt" in text and "which teacher they are of" in text
+    assert (
+        ("What the teacher saw is not known." in text)
+        == ("It is not replayable" in text)
+        == (recipe == "unknown")
+    )
+    assert ("It is resized" in text) == (recipe != "unknown")
 
 
 def test_a_detectors_card_says_what_columns_mean(tmp_path: Path):

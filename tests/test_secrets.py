@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import layouts
+import numpy as np
 import pytest
 
 from softcache.errors import SourceError
@@ -102,7 +103,7 @@ class Machine:
         return str(path)
 
     def out(self, name: str) -> Path:
-        return self.home / self.plant(f"out-{name}") / name
+        return self._folder(f"out-{name}") / name
 
     def run(self, *commands: Sequence[object]) -> str:
         """Commands of ``softcache``; what they say on stdout."""
@@ -133,7 +134,7 @@ def leaks(path: Path, markers: Mapping[str, str]) -> list[str]:
 @pytest.mark.parametrize("layout", list(layouts.WRITERS))
 def test_a_build_its_card_and_its_export_tell_nothing(tmp_path: Path, layout: str):
     machine = Machine(tmp_path)
-    source, out, tars = machine.source(layout), machine.out("cache"), machine.out("tars")
+    source, out, tars, one = machine.source(layout), *map(machine.out, ("cache", "tars", "one.h5"))
     card = out.with_name("README.md")
     kept = (
         "--views",
@@ -149,10 +150,11 @@ def test_a_build_its_card_and_its_export_tell_nothing(tmp_path: Path, layout: st
         (*BUILD, source, *kept, "-o", out),
         ("licence", out, "teacher=MIT", "cache=MIT"),
         ("export", out, "--to", "webdataset", "-o", tars, "--embed-views", "--source", source),
+        ("export", out, "--to", "hdf5", "-o", one, "--decoded"),
         ("card", out, "-o", card),
         ("card", out),
     )
-    assert machine.told(out) == machine.told(tars) == machine.told(card) == []
+    assert machine.told(out) == machine.told(tars) == machine.told(one) == machine.told(card) == []
     assert card.read_text() in said and "teacher: MIT" in said
 
 
@@ -166,6 +168,15 @@ def test_nor_do_the_paths_of_a_teacher_and_its_weights(tmp_path: Path):
         what for what, marker in machine.markers.items() if marker in text
     ]
     assert "--weights WEIGHTS" in text and "--source SOURCE" in text and "`safetensors`" in text
+
+
+def test_nor_does_where_imported_arrays_lay(tmp_path: Path):
+    machine = Machine(tmp_path)
+    source, out, arrays = machine.source("folder"), machine.out("cache"), machine.out("old.npz")
+    np.savez(arrays, logits=np.zeros((6, 3), np.float32))
+    words = ("--map", "logits=logits", "--ids", "order", "--recipe", "unknown", "--input-size", 8, "--source", source)
+    machine.run(("import", arrays, *words, "-o", out))
+    assert machine.told(out) == []
 
 
 def test_what_is_planted_where_a_cache_does_tell_it_is_found(tmp_path: Path):

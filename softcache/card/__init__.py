@@ -14,7 +14,7 @@ from softcache.card import header, targets, teachers
 from softcache.card.markup import bibtex, block, bullets, code, folded, line
 from softcache.card.rebuilding import command, rebuild
 from softcache.errors import NotBuilt, SoftcacheError, counted
-from softcache.identity import Identity
+from softcache.identity import IMPORTED, Identity
 from softcache.recipe import Recipe
 from softcache.remote import shown
 
@@ -119,10 +119,10 @@ def _views(cache: Cache) -> Iterator[str]:
     yield (
         f"{counted(cache.views, 'view')} of every image, by the recipe {code(recipe.spec)} with seed {recipe.seed}. Each is "
         "stored beside its targets, and rendered again from the image to the last bit."
-        if replayable(cache)
+        if cache.replayable
         else "What the teacher saw is not known."
     )
-    if not replayable(cache):
+    if not cache.replayable:
         return
     try:
         phases = Recipe(recipe.spec, recipe.seed).words()
@@ -134,11 +134,6 @@ def _views(cache: Cache) -> Iterator[str]:
         if len(phases) > 1:
             yield f"Views {first:,} to {end - 1:,}:"
         yield "\n".join(f"{number}. {sentence}" for number, sentence in enumerate(sentences, 1))
-
-
-def replayable(cache: Cache) -> bool:
-    """Is it known what the teacher saw?"""
-    return cache.identity["recipe"].get("replayable", True)
 
 
 def _example(cache: Cache) -> str:
@@ -162,8 +157,8 @@ def _pull(remote: str | None, tag: str | None) -> Iterator[str]:
 
 
 def _rebuild(cache: Cache) -> Iterator[str]:
-    if not replayable(cache):
-        yield "It was imported from arrays, and cannot be rebuilt."
+    if cache.parts[0].identity.teacher.name.startswith(IMPORTED):
+        yield "Its targets were imported from arrays: it cannot be rebuilt without them."
         return
     yield block("", rebuild(cache))
     for part in cache.parts[1:]:
@@ -186,7 +181,7 @@ def _caveats(cache: Cache) -> Iterator[str]:
 
 
 def _known(cache: Cache) -> Iterator[str]:
-    if not replayable(cache):
+    if not cache.replayable:
         yield "It is not replayable: nobody knows which pixels the teacher saw. Read it by id, or train on frozen targets."
     elif cache.views == 1:
         yield "It has one view of every image. A student learns less from that than from several, or from labels alone."

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from softcache.cache import Cache
 from softcache.card.markup import bullets, code
-from softcache.identity import InputSpec, TeacherId
+from softcache.identity import IMPORTED, InputSpec, TeacherId
 
 
 def speakers(cache: Cache) -> list[tuple[TeacherId, list[str]]]:
@@ -67,7 +67,9 @@ def caveats(who: TeacherId) -> Iterator[str]:
     name = code(who.name)
     if who.precision != "fp32":
         yield f"{name} ran in {code(who.precision)}: its answers are rounded before they were kept."
-    if who.weights is None:
+    if who.name.startswith(IMPORTED):
+        yield "Its targets are arrays that were imported: whoever shares it has to say which teacher they are of."
+    elif who.weights is None:
         yield f"The weights of {name} have no digest: it is known by its name and by its answer to a picture of noise."
     if who.weights_format and "pickle" in who.weights_format:
         yield f"The weights of {name} were read from a pickle, which can run code: have your own from whom you trust."
