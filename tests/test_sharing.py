@@ -131,6 +131,16 @@ def test_a_tag_that_is_not_there_is_told_with_those_that_are(shared: Path, tmp_p
     assert not (tmp_path / "p").exists() and not (tmp_path / "nothing").exists()
 
 
+def test_a_dataset_repository_has_a_card_until_somebody_makes_it_his_own(small_path: Path, tmp_path: Path):
+    for _ in range(2):
+        sc.push(small_path, f"hf:{tmp_path}", "v1", **QUIET)
+    text = (tmp_path / "README.md").read_text()
+    assert text.startswith("---\n") and sc.open(small_path).digest in text and str(tmp_path) not in text
+    (tmp_path / "README.md").write_text("mine")
+    sc.push(small_path, f"hf:{tmp_path}", "v2", **QUIET)
+    assert (tmp_path / "README.md").read_text() == "mine"
+
+
 # -- two at once -----------------------------------------------------------------------------------------------
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from softcache import blobs, licences, spec
+from softcache import blobs, card, licences, spec
 from softcache import cache as caches
 from softcache import manifest as m
 from softcache.cache import Cache
@@ -19,6 +19,9 @@ from softcache.sharing import transfer
 from softcache.store import Store
 
 YOUNG = 12 * 3600.0  # seconds in which a blob that no tag reaches is not collected, for sure: half of gc's
+
+_CARD = "README.md"
+_OURS = b"\n<!-- written by softcache push, which writes it anew as long as this line is the last -->\n"
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,8 @@ def push(
     raw = cache.store.get(m.MANIFEST, m.MAX_JSON)
     blobs.opened(raw, cache.digest, str(cache.store.path(m.MANIFEST)), cache.store)
     remote.put(blobs.manifest(cache.digest), raw)
+    if remote.card:
+        _put_card(cache, remote, tag)
     if before != cache.digest:
         _move(remote, tag, name, before, cache.digest)
     done = Pushed(
@@ -150,6 +155,13 @@ def _send(cache: Cache, remote: Remote, file: File) -> None:
             "repair it, or build it anew"
         )
     remote.put(blobs.blob(entry.sha256), data)
+
+
+def _put_card(cache: Cache, remote: Remote, tag: str) -> None:
+    """The card of what was pushed last; one that somebody made his own stays."""
+    old = remote.get(_CARD, m.MAX_JSON)
+    if old is None or old.endswith(_OURS):
+        remote.put(_CARD, card.markdown(cache, remote.where, tag).encode() + _OURS)
 
 
 def _move(remote: Remote, tag: str, name: str, before: str | None, digest: str) -> None:
