@@ -15,6 +15,7 @@ import numpy as np
 from softcache.keyed import Permutation
 
 _REMEMBERED = 1 << 24  # samples up to which the permutation is kept as an array (64 MiB)
+_PIECE = 1 << 18  # made at a time
 
 
 @dataclass(frozen=True, order=True)
@@ -64,7 +65,11 @@ class Grid:
 
     @cached_property
     def _positions(self) -> np.ndarray:
-        return self.permutation.forward(np.arange(self.samples)).astype(np.uint32)
+        found = np.empty(self.samples, np.uint32)
+        for start in range(0, self.samples, _PIECE):
+            stop = min(start + _PIECE, self.samples)
+            found[start:stop] = self.permutation.forward(np.arange(start, stop))
+        return found
 
     def positions(self, samples: np.ndarray) -> np.ndarray:
         """Where these samples stand, int64."""

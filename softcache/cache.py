@@ -71,6 +71,8 @@ def open_finished(store: Store, here: pulled.Pulled | None = None) -> Cache:
         raise DamageError(f"{where} was edited: its digest does not match its content; {hint}")
     if not all(part.holds_together() for part in (manifest, *manifest.parts)):
         raise DamageError(f"{where} was edited: its identity is not the one that was begun with; {hint}")
+    if (wrong := manifest.misplaced()) is not None:
+        raise DamageError(f"{where} names a constant {wrong!r}, which no cache has there; {hint}")
     cache = Cache(store, manifest.identity, manifest, here)
     if store.exists(tars.NAME):
         cache.reader.shards = cache.tars = tars.Tars(store, cache)
@@ -162,16 +164,28 @@ class Cache:
     @cached_property
     def ids(self) -> Sequence[str]:
         """The samples' ids in source order."""
-        offsets, text = self.constant("ids/offsets"), self.constant("ids/bytes").tobytes()
+        offsets, text = self.constant("ids/offsets"), self.constant("ids/bytes")
+        if not self._offsets_fit(offsets, text):  # ids that overlap would be far larger than their file
+            raise DamageError(
+                f"{self.path}/ids cannot be read: its offsets are not those of {self.samples:,} ids"
+            )
+        raw = text.tobytes()
         try:
-            ids = tuple(text[a:b].decode() for a, b in pairwise(offsets.tolist()))
-        except (UnicodeDecodeError, ValueError) as e:
+            ids = tuple(raw[a:b].decode() for a, b in pairwise(offsets.tolist()))
+        except UnicodeDecodeError as e:
             raise DamageError(f"{self.path}/ids cannot be read: {e}") from None
-        if len(ids) != self.samples or spec.digest_ids(ids) != self._identity.source.ids:
+        if spec.digest_ids(ids) != self._identity.source.ids:
             raise DamageError(
                 f"{self.path}/ids are not the ids of the manifest; restore the folder or rebuild"
             )
         return ids
+
+    def _offsets_fit(self, offsets: np.ndarray, text: np.ndarray) -> bool:
+        if (offsets.dtype, text.dtype, text.ndim) != (np.int64, np.uint8, 1):
+            return False
+        if offsets.shape != (self.samples + 1,):
+            return False
+        return bool(offsets[0] == 0 and offsets[-1] == len(text) and (offsets[:-1] <= offsets[1:]).all())
 
     @cached_property
     def _index(self) -> dict[str, int]:
@@ -395,7 +409,8 @@ class Cache:
         one, sealed = self.parts[part], (self.manifest, *self.manifest.parts)[part]
         grid, name = one.grid, one.table_file
         blocks = grid.blocks_per_view * (grid.views - grid.first)
-        data = self.store.get(name, blocks * (len(one.arrays) + 1) * m.ENTRY.itemsize)
+        size = blocks * (len(one.arrays) + 1) * m.ENTRY.itemsize
+        data = self.store.get(name, min(size, m.MAX_TABLE))
         if spec.digest(data) != sealed.files.sha256:
             raise DamageError(f"{self.store.path(name)} is not the table the manifest names")
         return m.unpack_table(name, data, blocks, len(one.arrays))

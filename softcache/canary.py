@@ -178,7 +178,7 @@ def _worst(cache: Cache, source: Source, index: np.ndarray) -> float:
 def _canaries(cache: Cache, size: tuple[int, int]) -> Iterator[tuple[int, View, np.ndarray]]:
     """Sample, view and pixels of each. :class:`DamageError` for canaries that no build writes."""
     samples = cache.constant("canary/sample")
-    n = len(samples)
+    n = samples.size
     should = {"pixels": ((n, *size, 3), "uint8"), "sample": ((n,), "int64")}
     views = shown.room(n, cache.parameters, cache.mixed, cache.tiled)
     should |= {name: (rows.shape, rows.dtype.name) for name, rows in views.items()}

@@ -86,8 +86,7 @@ def verify(cache: Cache | str | Path, *, read_data: bool = False) -> list[Damage
             found.append(Damage(one.file, problem, one.target, one.field, one.view, one.shard))
     foreign = [name for name in cache.store.names() if name not in known]
     if foreign and (part := inventory.begun(cache)):
-        beginning = inventory.expected(part)
-        foreign = [name for name in foreign if name not in beginning]
+        foreign = [name for name in foreign if not inventory.expects(part, name)]
     return found + [Damage(name, FOREIGN) for name in foreign]
 
 

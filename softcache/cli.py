@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from softcache import exchanging, flags, moving, publishing
-from softcache.errors import SoftcacheError, SpecError, nearest
+from softcache.errors import SoftcacheError, SpecError, nearest, printable
 from softcache.options import read_yaml
 
 EXAMPLE = """example:
@@ -236,7 +236,7 @@ def _show(arguments: argparse.Namespace) -> int:
         print(json.dumps(found, indent=2))
     else:
         for line in tell(found):
-            print("".join(c if c.isprintable() else "�" for c in line))  # names are whatever the cache says
+            print(printable(line))  # names are whatever the cache says
     for path in pictures:
         print(path, file=sys.stderr if arguments.json else sys.stdout)
     return 0
@@ -275,7 +275,7 @@ def _verify(arguments: argparse.Namespace) -> int:
         print(json.dumps([vars(d) for d in damages], indent=2))
     else:
         for damage in damages:
-            print(damage)
+            print(printable(str(damage)))
     how = "every byte read" if arguments.read_data else "names and sizes; --read-data reads every byte"
     count = "1 damaged file" if len(damages) == 1 else f"{len(damages)} damaged files"
     mend = "delete what is damaged and run the same build-cache again: it makes what is missing anew"
@@ -310,7 +310,9 @@ def _verify_live(arguments: argparse.Namespace, cache: Any) -> int:
     print(f"{'target':20} {'measure':12} {'cache and live':>15} {'live and live':>15}")
     for name, sides in found.items():
         for key in sides["cache"]:
-            print(f"{name:20} {key:12} {sides['cache'][key]:15.6g} {sides['control'][key]:15.6g}")
+            print(
+                f"{printable(name):20} {printable(key):12} {sides['cache'][key]:15.6g} {sides['control'][key]:15.6g}"
+            )
     return 0
 
 
@@ -326,15 +328,15 @@ def _diff(arguments: argparse.Namespace) -> int:
         print(f"the same cache, {found['digests'][0]}")
         return 0
     for field, a, b in found["identity"]:
-        print(f"{field}: {a} | {b}")
+        print(printable(f"{field}: {a} | {b}"))
     for what, a, b in found["licences"]:
-        print(f"licence of the {what}: {a or 'not stated'} | {b or 'not stated'}")
+        print(printable(f"licence of the {what}: {a or 'not stated'} | {b or 'not stated'}"))
     ids = found["ids"]
     print(
         f"ids: {ids['both']:,} in both, {ids['only_a']:,} only in {arguments.a}, {ids['only_b']:,} only in {arguments.b}"
     )
     for name, values in found["values"].items():
-        print(f"{name}: " + ", ".join(f"{k} {v:.3g}" for k, v in values.items()))
+        print(printable(f"{name}: " + ", ".join(f"{k} {v:.3g}" for k, v in values.items())))
     return 3
 
 

@@ -5,11 +5,22 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+MAX_MESSAGE = 1000
+
 
 class SoftcacheError(Exception):
-    """Base of everything softcache raises on purpose. ``exit_code`` is the command line's status."""
+    """Base of everything softcache raises on purpose. ``exit_code`` is the command line's status.
+
+    Its message is one line of at most :data:`MAX_MESSAGE` characters, whatever names and values of a file it quotes.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str = ""):
+        told = printable(message)
+        if len(told) > MAX_MESSAGE:
+            told = f"{told[: MAX_MESSAGE // 2 - 2]} … {told[1 - MAX_MESSAGE // 2 :]}"
+        super().__init__(told)
 
 
 class SpecError(SoftcacheError):
@@ -68,6 +79,11 @@ def counted(number: int, what: str) -> str:
     """``"1 image"``, ``"1,234 images"``, ``"2 classes"``."""
     ending = "" if number == 1 else "es" if what.endswith(("s", "x")) else "s"
     return f"{number:,} {what}{ending}"
+
+
+def printable(text: str) -> str:
+    """``text`` without what would move a terminal's cursor, colour it or break its line."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
 def suggest(word: str, known: Iterable[str]) -> str:

@@ -6,7 +6,7 @@ Paths, hosts, users, times and throughput are no part of it. Two builds of one i
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -26,7 +26,12 @@ from softcache.targets import NAME, Target
 VERSION = (1, 2)
 IMPORTED = "import:"  # what the name of a teacher begins with of which there are arrays only
 MAX_VIEWS, MAX_BLOCK_ROWS = 1 << 20, 1 << 24
+MAX_TARGETS = 1000
 
+T = TypeVar("T")
+Many = Annotated[
+    list[T], Field(fail_fast=True)
+]  # or an error would be kept for each of millions of wrong values
 Sha = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0, le=1 << 48)]
 Pixels = Annotated[int, Field(ge=1, le=1 << 15)]
@@ -55,7 +60,7 @@ class SourceId(Model):
     split: str | None
     ids: Sha
     content: Sha
-    classes: list[str] | None
+    classes: Many[str] | None
     labels: Sha | None
     decoder: dict[str, str]
     boxes: Sha | None = None
@@ -115,10 +120,10 @@ class TeacherId(Model):
     precision: str
     processor: str
     batch: Annotated[int, Field(ge=1)]
-    answer: list[float] | None = None
-    members: list[MemberId] | None = None
+    answer: Many[float] | None = None
+    members: Many[MemberId] | None = None
     flip_tta: bool = False
-    columns: list[Count] | None = None
+    columns: Many[Count] | None = None
     label_smoothing: FiniteFloat | None = None
     head: str | None = None
 
@@ -128,10 +133,10 @@ class LayoutId(Model):
 
     ADDED = frozenset({"anchors"})
 
-    columns: list[tuple[str, int]]
+    columns: Many[tuple[str, int]]
     score: str
     background: int | None
-    levels: list[tuple[int, int]]
+    levels: Many[tuple[int, int]]
     layers: int
     head: str
     anchors: int = 1
@@ -144,7 +149,7 @@ class TargetId(Model):
 
     kind: str
     law: str
-    shape: list[Annotated[int, Field(ge=1, le=1 << 24)]]
+    shape: Many[Annotated[int, Field(ge=1, le=1 << 24)]]
     codec: str
     codec_version: int
     layout: LayoutId | None = None
@@ -179,7 +184,7 @@ class Identity(Model):
     source: SourceId
     recipe: RecipeId
     teacher: TeacherId
-    targets: dict[str, TargetId]
+    targets: Annotated[dict[str, TargetId], Field(max_length=MAX_TARGETS)]
     grid: GridId
     libraries: dict[str, str]
     probes: ProbesId | None = None

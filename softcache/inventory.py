@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -9,8 +10,10 @@ from softcache import cache as caches
 from softcache import manifest as m
 from softcache import spec
 from softcache.cache import Cache
-from softcache.parts import Part, identity_file, next_part
+from softcache.parts import Part, identity_file, next_part, refuses
 from softcache.zarrfile import Array, group_metadata, groups
+
+_PLACE = re.compile(r"v(\d{1,8})-b(\d{1,14})\.json|c\.(\d{1,8})\.(\d{1,14})[.0]*")  # view and block
 
 
 @dataclass(frozen=True)
@@ -73,13 +76,22 @@ def begun(cache: Cache) -> Part | None:
     number = len(cache.parts)
     if not cache.store.exists(identity_file(number)):
         return None
-    return next_part(cache.parts, caches.read_identity(cache.store, number))
+    identity = caches.read_identity(cache.store, number)
+    return None if refuses(cache.parts, identity) else next_part(cache.parts, identity)
 
 
-def expected(part: Part) -> set[str]:
-    """The names that files of a part may have while it is being made, but those of its constants."""
-    found = {part.identity_file, part.table_file}
-    for block in part.grid.blocks():
-        found.add(part.receipt(block))
-        found |= {array.file(block.view, block.index) for array in part.arrays}
-    return found
+def expects(part: Part, name: str) -> bool:
+    """May a file of this name be there while the part is being made? Its constants are written last."""
+    if name in (part.identity_file, part.table_file):
+        return True
+    grid, arrays = part.grid, {array.path: array for array in part.arrays}
+    path, _, file = name.rpartition("/")
+    place = _PLACE.fullmatch(file)  # the names are not listed: a part may have any number of blocks
+    if place is None:
+        return False
+    view, index = (int(n) for n in place.groups() if n is not None)
+    if not (grid.first <= view < grid.views and index < grid.blocks_per_view):
+        return False
+    return name == part.receipt(grid.block(view, index)) or (
+        path in arrays and name == arrays[path].file(view, index)
+    )

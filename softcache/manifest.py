@@ -7,19 +7,24 @@ canaries, ``files.bin`` and at last ``softcache.json``: the only commit point. R
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from typing import Annotated, ClassVar, Literal, Self, TypeVar
 
 import numpy as np
-from pydantic import Field, FiniteFloat, ValidationError
+from pydantic import Field, FiniteFloat, ValidationError, model_validator
 
 from softcache import spec
 from softcache.arrays import constant
 from softcache.errors import DamageError, MismatchError
-from softcache.identity import VERSION, Count, Identity, Model, Sha
+from softcache.identity import VERSION, Count, Identity, Many, Model, Sha
 from softcache.zarrfile import Array
 
 MANIFEST = "softcache.json"
-MAX_JSON = 8 << 20
+MAX_JSON, MAX_DEPTH, MAX_MEMBERS = 8 << 20, 32, 1 << 18
+MAX_PARTS = 1000
+MAX_TABLE = 1 << 30
+_MOST_TOLD = 100  # of what is wrong with a file: pydantic takes a kilobyte for each
+MAX_AXES = 64  # as numpy has
 ENTRY = np.dtype([("sha256", "V32"), ("bytes", "<u8")])
 
 # SPDX's identifiers and expressions, and words such as "proprietary": nothing that could be an address or markup
@@ -39,7 +44,7 @@ class Constant(Entry):
     """A constant array's file, and what is needed to read it."""
 
     dtype: str
-    shape: list[Count]
+    shape: Many[Count]
 
     def array(self, path: str) -> Array:
         return constant(path, tuple(self.shape), self.dtype)
@@ -75,8 +80,8 @@ class Receipt(_Signed):
     block: tuple[int, int]
     identity: Sha
     rows: Count
-    files: list[Entry]
-    invalid: list[int]
+    files: Many[Entry]
+    invalid: Many[int]
     labelled: Count
     correct: Count
     teacher_correct: Count
@@ -100,6 +105,12 @@ class Report(Model):
     top1: float | None
     equivariance: dict[str, dict[str, FiniteFloat]] = Field(default={})
 
+    @model_validator(mode="after")
+    def _top1_of_labelled_rows(self) -> Self:
+        if {self.top1 is None, self.teacher_top1 is None} != {self.labelled == 0}:
+            raise ValueError("top-1 is of labelled rows")
+        return self
+
 
 def together(reports: list[tuple[int, Report]]) -> Report:
     """The report of a whole cache, of those of its parts, each with the number of its views: means of what several tell."""
@@ -111,7 +122,9 @@ def together(reports: list[tuple[int, Report]]) -> Report:
     for name in {name: None for _, r in reports for name in r.fidelity}:
         told = [(views, r.fidelity[name]) for views, r in reports if name in r.fidelity]
         views = sum(v for v, _ in told)
-        fidelity[name] = {k: sum(v * f[k] for v, f in told) / views for k in told[0][1]}
+        fidelity[name] = {
+            k: sum(v * f[k] for v, f in told) / views for k in told[0][1] if all(k in f for _, f in told)
+        }
     return Report(
         bytes=sum(r.bytes for _, r in reports),
         bytes_per_row={n: b for _, r in reports for n, b in r.bytes_per_row.items()},
@@ -152,17 +165,34 @@ class Manifest(_Signed, Sealed):
     ADDED: ClassVar[frozenset[str]] = frozenset({"parts", "licences"})
 
     format: Literal["softcache"]
-    invalid: list[Count]
-    parts: list[Sealed] = Field(default=[])
+    invalid: Many[Count]
+    parts: Many[Sealed] = Field(default=[], max_length=MAX_PARTS)
     licences: dict[Literal["source", "teacher", "cache"], Licence] = Field(default={})
 
     def stands_for(self, raw: bytes) -> bool:
-        return all(i < self.identity.grid.samples for i in self.invalid) and super().stands_for(raw)
+        rising = all(a < b for a, b in pairwise(self.invalid))
+        inside = not self.invalid or self.invalid[-1] < self.identity.grid.samples
+        return rising and inside and super().stands_for(raw)
+
+    def misplaced(self) -> str | None:
+        """A constant that is stored where none is: in another part's folder, in another array, or with too many axes."""
+        seen: set[str] = set()
+        for number, part in enumerate((self, *self.parts)):
+            lead = f"parts/{number}/" if number else ""
+            roots = ("constants",) if number else ("canary", "constants", "ids")
+            for path, one in sorted(part.constants.items()):
+                inside = path.startswith(lead) and path.removeprefix(lead).split("/")[0] in roots
+                above = {path[:i] for i, c in enumerate(path) if c == "/"}
+                if not inside or path in seen or above & seen or len(one.shape) > MAX_AXES:
+                    return path
+                seen.add(path)
+        return None
 
 
 def read(model: type[M], data: bytes, where: str, hint: str) -> M:
     """Parse and validate. :class:`DamageError` naming ``where``, or :class:`MismatchError` for a newer format."""
     try:
+        _bounded(data)
         version = _version(data)
         if version[0] > VERSION[0]:
             raise MismatchError(
@@ -171,10 +201,24 @@ def read(model: type[M], data: bytes, where: str, hint: str) -> M:
             )
         return _validate(model, data, where, version)
     except (ValidationError, ValueError, RecursionError) as e:
-        first = e.errors()[0] if isinstance(e, ValidationError) else None
-        why = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first else str(e)
-        why = repr(why)[1:-1]  # it may quote what is in the file
-        raise DamageError(f"{where} is half-written or was edited ({why}); {hint}") from None
+        why = _first(e) if isinstance(e, ValidationError) else str(e)
+        raise DamageError(f"{where} is half-written or was edited ({why:.200}); {hint}") from None
+
+
+def _bounded(data: bytes) -> None:
+    """Raises :class:`ValueError` for JSON that would take far more memory, or stack, than it has bytes."""
+    depth, members = spec.extent(data)
+    if depth > MAX_DEPTH:
+        raise ValueError(f"nested more than {MAX_DEPTH} deep")
+    if members > MAX_MEMBERS:
+        raise ValueError(f"{members:,} keys; up to {MAX_MEMBERS:,} are read")
+
+
+def _first(e: ValidationError) -> str:
+    if e.error_count() > _MOST_TOLD:
+        return f"{e.error_count():,} of its values are wrong"
+    one = e.errors(include_url=False, include_context=False, include_input=False)[0]
+    return f"{'.'.join(map(str, one['loc']))}: {one['msg']}"
 
 
 def _validate(model: type[M], data: bytes, where: str, version: tuple[int, int]) -> M:
@@ -189,7 +233,7 @@ def _validate(model: type[M], data: bytes, where: str, version: tuple[int, int])
 
 def _version(data: bytes) -> tuple[int, int]:
     """The format's version in a manifest or an identity; (0, 0) where there is none."""
-    value = json.loads(data)
+    value = json.loads(data.decode())
     identity = value.get("identity", value) if isinstance(value, dict) else None
     version = identity.get("version") if isinstance(identity, dict) else None
     match version:

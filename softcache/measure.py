@@ -172,7 +172,7 @@ def words(fidelity: Mapping[str, float]) -> str:
 
 def motion_words(figures: Mapping[str, float]) -> str:
     """``flip 0.7429 (0.6277 ignoring it), zoom …``: the probe's figures of a target."""
-    moves = [k for k in ("flip", "shift", "zoom") if k in figures and f"{k}_ignored" in figures]
+    moves = [k for k in ("flip", "shift", "zoom") if {k, f"{k}_ignored"} <= figures.keys()]
     return ", ".join(f"{k} {figures[k]:.4f} ({figures[f'{k}_ignored']:.4f} ignoring it)" for k in moves)
 
 

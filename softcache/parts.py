@@ -76,6 +76,10 @@ def follow(identities: Iterable[Identity]) -> tuple[Part, ...]:
     """
     found: list[Part] = []
     for number, identity in enumerate(identities):
+        if not found and identity.grid.first:
+            raise DamageError(
+                f"part 0 of the manifest begins at view {identity.grid.first:,}, and not at the first"
+            )
         if why := found and refuses(found, identity):
             raise DamageError(f"part {number} of the manifest does not follow from those before it: {why}")
         found.append(next_part(found, identity))

@@ -18,6 +18,7 @@ import numpy as np
 
 from softcache.block import Block, Grid
 from softcache.codecs import Fields
+from softcache.errors import StoreError
 from softcache.store import Store
 from softcache.zarrfile import Array, Sharded, map_plain
 
@@ -94,9 +95,23 @@ class Reader:
         """The records of a whole view; those of the last view asked for are kept."""
         held = self._slabs.get(path)
         if held is None or held[0] != view:
-            held = view, self._scattered(path, view, np.arange(self._grid.samples))
+            held = view, self._whole(path, view)
             self._slabs[path] = held
         return held[1]
+
+    def _whole(self, path: str, view: int) -> np.ndarray:
+        """The records of a view, block after block."""
+        group, grid = self._groups[path], self._grid
+        for array in group.small.values():  # both ends must be there before there is room for all between
+            for index in (0, grid.blocks_per_view - 1):
+                self._file(array, view, index)
+        out = np.empty(grid.samples, group.record)
+        for index in range(grid.blocks_per_view):
+            block = grid.block(view, index)
+            for field, array in group.small.items():
+                rows = self._file(array, view, index)
+                out[field][block.start : block.start + block.rows] = rows[: block.rows]
+        return out
 
     def _scattered(self, path: str, view: int, positions: np.ndarray) -> np.ndarray:
         """Records gathered file by file."""
@@ -117,15 +132,12 @@ class Reader:
                 yield int(blocks[here[0]]), here, rows[here]
 
     def _big(self, array: Array, view: int, positions: np.ndarray) -> np.ndarray:
-        buffers = self._local.__dict__.setdefault("buffers", {})
-        out = buffers.get(array.path)
-        if out is None or len(out) < len(positions):
-            out = buffers[array.path] = np.empty((len(positions), *array.row), array.dtype)
-        out = out[: len(positions)]
-        jobs = []
+        found = []  # the files first: what they should hold may be more than there is memory for
         for index, here, rows in self._by_block(positions):
             shard = self._file(array, view, index)
-            jobs += [(shard, int(r), out[h]) for h, r in zip(here, rows, strict=True)]
+            found += [(shard, int(r), h) for h, r in zip(here, rows, strict=True)]
+        out = self._buffer(array, len(positions))
+        jobs = [(shard, row, out[h]) for shard, row, h in found]
         if out.nbytes < _THREADED_BYTES:
             _decode(jobs)
         else:
@@ -133,6 +145,19 @@ class Reader:
             for done in [self._pool.submit(_decode, part) for part in parts]:
                 done.result()
         return out
+
+    def _buffer(self, array: Array, rows: int) -> np.ndarray:
+        buffers = self._local.__dict__.setdefault("buffers", {})
+        out = buffers.get(array.path)
+        if out is None or len(out) < rows:
+            try:
+                out = buffers[array.path] = np.empty((rows, *array.row), array.dtype)
+            except MemoryError:
+                raise StoreError(
+                    f"{rows:,} rows of {array.path} take {rows * array.row_bytes:,} bytes of memory, more than there is: "
+                    "read fewer at a time"
+                ) from None
+        return out[:rows]
 
     def _file(self, array: Array, view: int, index: int) -> Any:
         key = (array.path, view, index)

@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import numpy as np
+
 from softcache.errors import SpecError, nearest
 
 T = TypeVar("T")
@@ -126,6 +128,15 @@ def canonical_json(value: Any) -> bytes:
     """The one encoding of ``value``: sorted keys, no spaces, no NaN, UTF-8, a final newline."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return text.encode() + b"\n"
+
+
+def extent(data: bytes) -> tuple[int, int]:
+    """How deep arrays and objects are nested in JSON text, and how many keys its objects have; told without parsing it."""
+    strings = data.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')
+    outside = np.frombuffer(b"".join(strings[::2]), np.uint8)
+    change = np.zeros(256, np.int32)
+    change[list(b"[{")], change[list(b"]}")] = 1, -1
+    return int(change[outside].cumsum().max(initial=0)), int((outside == ord(":")).sum())
 
 
 def digest(data: bytes | memoryview) -> str:

@@ -66,8 +66,6 @@ def _alone(cache: Cache, number: int, samples: np.ndarray, slab: bool) -> tuple[
     slab = slab and cache.whole_view("view", number)
     rows = cache.reader.fields("view", number, cache.grid.positions(samples), slab)
     geometry, ops = rows["geometry"], rows.get("ops", np.zeros((len(samples), 0), np.int16))
-    if geometry.size and geometry[:, 2:6].min() < 1:
-        raise DamageError(f"{cache.path} holds a view of no size: rebuild the cache")
     return rows, list(map(View.unpack, geometry.tolist(), ops.tolist()))
 
 

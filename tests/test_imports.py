@@ -50,7 +50,7 @@ FLOORS = [
         "sharing",
         "teachers",
     },
-    {"testing", "cli", "exchanging", "publishing", "moving"},
+    {"testing", "hostile", "cli", "exchanging", "publishing", "moving"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 TEACHING = {"timm", "torchvision", "ultralytics", "transformers", "onnxruntime"}

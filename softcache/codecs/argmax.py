@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from softcache.codecs.fields import Field, Fields, class_dtype
+from softcache.codecs.fields import Field, Fields, below, class_dtype
 from softcache.errors import CodecError, SpecError
 
 
@@ -28,7 +28,7 @@ class Argmax:
         return {"index": values.argmax(axis=1).astype(class_dtype(values.shape[1]))}
 
     def decode(self, fields: Fields, shape: tuple[int, ...]) -> HardLabels:
-        return HardLabels(fields["index"].astype(np.int64), shape[0])
+        return HardLabels(below(fields["index"], shape[0], "class"), shape[0])
 
     def bound(self, fields: Fields, shape: tuple[int, ...]) -> np.ndarray:
         return np.zeros((len(fields["index"]), 1))

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from softcache.errors import DamageError
+
 Fields = dict[str, np.ndarray]
 
 
@@ -32,6 +34,15 @@ def half_down(x: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore"):
         below = np.nextafter(half, np.float16(-np.inf))
     return np.where(half.astype(x.dtype) > x, below, half)
+
+
+def below(index: np.ndarray, count: int, what: str) -> np.ndarray:
+    """``index`` as int64. :class:`DamageError` where one is no number below ``count``: no teacher's answer has it."""
+    if index.size and (largest := int(index.max())) >= count:
+        raise DamageError(
+            f"{what} {largest} is kept of {count}: the file is damaged, verify it with --read-data"
+        )
+    return index.astype(np.int64)
 
 
 def class_dtype(classes: int) -> str:

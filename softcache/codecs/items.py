@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 
 from softcache.codecs.f16 import F16
-from softcache.codecs.fields import Field, Fields, class_dtype
+from softcache.codecs.fields import Field, Fields, below, class_dtype
 from softcache.codecs.fixed import Fixed
 from softcache.codecs.full import Full
 from softcache.codecs.int8 import Int8
@@ -193,9 +193,10 @@ class All:
             part: codec.decode(_of(fields, part), each) for part, codec, each in self._parts(len(weight))
         }
         rows = (len(next(iter(decoded.values()))), len(weight))
-        index = (
-            fields["index"].astype(np.int64) if chosen else np.broadcast_to(np.arange(shape[0]), rows).copy()
-        )
+        if chosen is None:
+            index = np.broadcast_to(np.arange(shape[0]), rows).copy()
+        else:
+            index = below(fields["index"], shape[0], "item")
         return Items(self._layout, index, np.broadcast_to(weight, rows).astype(np.float32), decoded)
 
     def bound(self, fields: Fields, shape: tuple[int, ...]) -> dict[str, np.ndarray]:

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from softcache.codecs.fields import Field, Fields, class_dtype, half_up
+from softcache.codecs.fields import Field, Fields, below, class_dtype, half_up
 from softcache.errors import CodecError, SpecError
 
 _LEVELS = 65535
@@ -84,7 +84,7 @@ class TopK:
     def decode(self, fields: Fields, shape: tuple[int, ...]) -> SparseLogits:
         step = fields["step"].astype(np.float32)[:, None]
         return SparseLogits(
-            fields["index"].astype(np.int64),
+            below(fields["index"], shape[0], "class"),
             -step * fields["value"],
             -step * fields["tail"],
             self.known_tail(shape),

@@ -92,11 +92,11 @@ def _numbers(cache: Cache, views: Sequence[int] | None) -> list[int]:
 def _size(cache: Cache, size: int | None) -> tuple[int, int]:
     """(h, w) that views are rendered at."""
     height, width = cache.identity["teacher"]["input_spec"]["size"]
+    longer = max(height, width)
     if size is None:
-        return height, width
+        size = min(longer, MAX_SIDE)
     if not is_whole(size) or not 1 <= size <= MAX_SIDE:
         raise SpecError(f"size is {size!r}: the longer side of a view, from 1 to {MAX_SIDE} pixels")
-    longer = max(height, width)
     return max(1, round(height * size / longer)), max(1, round(width * size / longer))
 
 

@@ -7,12 +7,13 @@ from types import MappingProxyType
 
 import numpy as np
 
-from softcache.errors import MismatchError
+from softcache.errors import DamageError, MismatchError
 from softcache.recipe.opcodes import filled
 from softcache.recipe.options import rendered
 from softcache.recipe.view import View
 
 VERSION = 1
+MOST = 178_956_970  # pixels that are held at a time: as many as an image may have
 
 
 NO_OTHERS: Mapping[int, np.ndarray] = MappingProxyType({})
@@ -102,6 +103,10 @@ def _padded(part: np.ndarray, axis: int, start: int, length: int, fill: int) -> 
     if found.shape[axis] == length:
         return found
     shape = (len(part), length, 3) if axis else (length, part.shape[1], 3)
+    if shape[0] * shape[1] > MOST:
+        raise DamageError(
+            f"a view shows {shape[1]:,}x{shape[0]:,} pixels, most of them outside the image; up to {MOST:,} are rendered"
+        )
     padded = np.full(shape, fill, np.uint8)
     first = max(-start, 0)
     place = np.s_[first : first + found.shape[axis]]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from softcache.errors import DamageError
 from softcache.recipe.mix import UNMIXED, Mix
 from softcache.recipe.mosaic import UNTILED, Mosaic
 
@@ -65,6 +66,11 @@ class View:
 
     @classmethod
     def unpack(cls, row: Sequence[int], ops: Sequence[int] = ()) -> View:
-        """The view of seven stored numbers and its ops (tuples, or integer arrays of one axis)."""
+        """The view of seven stored numbers and its ops (tuples, or integer arrays of one axis).
+
+        Raises :class:`DamageError` for a rectangle or an image without pixels.
+        """
         x, y, width, height, image_width, image_height, flip = map(int, row)
+        if min(width, height, image_width, image_height) < 1:
+            raise DamageError("a view of no size, which no recipe draws: rebuild the cache")
         return cls(x, y, width, height, image_width, image_height, bool(flip), tuple(map(int, ops)))
