@@ -99,7 +99,7 @@ class Tars:
     def table(self) -> np.ndarray:
         """Digest and size of every tar and every index, :data:`PAIR`, blocks in canonical order."""
         blocks = self._cache.views * self._cache.grid.blocks_per_view
-        data = self._store.get(TABLE, blocks * PAIR.itemsize)
+        data = self._store.get(TABLE, min(blocks * PAIR.itemsize, m.MAX_TABLE))
         if len(data) != blocks * PAIR.itemsize or spec.digest(data) != self.manifest.table.sha256:
             raise DamageError(f"{self._store.path(TABLE)} is not the table that {NAME} names; {HINT}")
         return np.frombuffer(data, PAIR)
