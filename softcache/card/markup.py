@@ -8,12 +8,9 @@ from typing import Any
 
 import yaml
 
+from softcache.errors import printable
+
 _RUN = re.compile("`+")
-
-
-def printable(text: str) -> str:
-    """In one line: what cannot be printed, line breaks too, is replaced."""
-    return "".join(c if c.isprintable() else "�" for c in text)
 
 
 def line(text: str, most: int = 4096) -> str:

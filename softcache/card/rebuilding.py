@@ -6,8 +6,7 @@ import shlex
 
 from softcache import flags
 from softcache.cache import Cache
-from softcache.card.markup import printable
-from softcache.errors import SoftcacheError
+from softcache.errors import SoftcacheError, printable
 from softcache.identity import Identity, MemberId, TeacherId
 from softcache.targets import Target, request
 
