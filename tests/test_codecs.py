@@ -26,7 +26,8 @@ SPARSE = [
     "topk(1)",
     "topk(3, tail=spread)",
     "topk(9, at=(1, 3))",
-]  # test_topk.py has their contract
+    "packed(44)",
+]  # test_topk.py and test_packed.py have their contract
 PARTS = ["attention", "attention(1.5)"]  # likewise test_map_codecs.py
 ITEMS = ["all", "all(logits=f16)", "top(3)", "top(3, background=2, logits=f16)"]  # and test_items.py theirs
 SHAPES = {

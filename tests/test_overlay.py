@@ -310,7 +310,13 @@ def test_probabilities_and_labels_are_told(small_cache: sc.Cache):
 
 @pytest.mark.parametrize(
     ("codec", "classes", "probable"),
-    [("argmax", 1, False), ("topk(2)", 2, True), ("topk(2, at=(2, 4))", 1, False), ("full(f16)", 3, True)],
+    [
+        ("argmax", 1, False),
+        ("topk(2)", 2, True),
+        ("topk(2, at=(2, 4))", 1, False),
+        ("packed(12)", 3, True),
+        ("full(f16)", 3, True),
+    ],
 )
 def test_logits_of_every_codec_are_told(tmp_path: Path, codec: str, classes: int, probable: bool):
     images, targets = ToyImages(3), {"logits": codec}

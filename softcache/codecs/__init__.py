@@ -34,6 +34,7 @@ from softcache.codecs.full import Full
 from softcache.codecs.int8 import Int8
 from softcache.codecs.items import All, Items, Top
 from softcache.codecs.objects import NOTHING, Objects, is_boxed, is_labelled
+from softcache.codecs.packed import Packed
 from softcache.codecs.pool import Pool, Pooled
 from softcache.codecs.topk import SparseLogits, TopK
 from softcache.errors import SpecError
@@ -79,6 +80,7 @@ CODECS: dict[str, type[Codec]] = {
     "f16": F16,
     "full": Full,
     "int8": Int8,
+    "packed": Packed,
     "top": Top,
     "topk": TopK,
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -42,14 +42,7 @@ class TopK:
     def __post_init__(self) -> None:
         if type(self.k) is not int or self.k < 1:
             raise SpecError(f"topk: k must be a whole number of at least 1, not {self.k!r}")
-        rising = isinstance(self.at, tuple) and 1 <= len(self.at) <= 8
-        rising = rising and all(type(T) in (int, float) for T in self.at)
-        if not rising or self.at[0] <= 0 or any(a >= b for a, b in pairwise(self.at)):
-            raise SpecError(
-                f"topk: at must be one to eight rising temperatures above 0, like (1, 2, 4, 8), not {self.at}"
-            )
-        if self.tail not in ("bucket", "spread"):
-            raise SpecError(f"topk: tail must be bucket or spread, not {self.tail!r}")
+        check_tail("topk", self.at, self.tail)
 
     def fields(self, shape: tuple[int, ...]) -> tuple[Field, ...]:
         if len(shape) != 1 or shape[0] <= self.k:
@@ -99,6 +92,17 @@ class TopK:
         return fields["step"].astype(np.float64)[:, None] * (0.5 + _LEVELS * 2.0**-23)
 
 
+def check_tail(codec: str, at: Any, tail: str) -> None:
+    """Raises :class:`SpecError` for temperatures that are none, and for another word than ``bucket`` and ``spread``."""
+    numbers = isinstance(at, tuple) and 1 <= len(at) <= 8 and all(type(T) in (int, float) for T in at)
+    if not numbers or at[0] <= 0 or any(a >= b for a, b in pairwise(at)):
+        raise SpecError(
+            f"{codec}: at must be one to eight rising temperatures above 0, like (1, 2, 4, 8), not {at}"
+        )
+    if tail not in ("bucket", "spread"):
+        raise SpecError(f"{codec}: tail must be bucket or spread, not {tail!r}")
+
+
 def _soft_mean(rows: np.ndarray, T: float) -> np.ndarray:  # noqa: N803 - the field's name
     """T · log(mean(exp(row / T))) of each row of falling numbers."""
     top = rows[:, :1]
@@ -137,7 +141,8 @@ class SparseLogits:
     """Kept logits, relative to the row's largest.
 
     ``index`` int64 (…, k), classes in falling order; ``value`` float32 (…, k), at most 0; ``soft_mean`` float32
-    (…, len(tail.at)), of the classes that were not kept.
+    (…, len(tail.at)), of the classes that were not kept. Where a row keeps fewer than k, ``value`` ends in −∞ and ``index``
+    repeats the first class.
     """
 
     index: np.ndarray
@@ -157,7 +162,7 @@ class SparseLogits:
         Raises :class:`SpecError` outside the stored temperatures.
         """
         soft_mean = self.soft_mean.astype(np.float64) @ self.tail.weights(T)
-        kept, other = self.value.astype(np.float64) / T, soft_mean / T + self._log_rest
+        kept, other = self.value.astype(np.float64) / T, soft_mean / T + self._log_rest()
         total = np.logaddexp(np.logaddexp.reduce(kept, axis=-1), other)
         return kept - total[..., None], other - total
 
@@ -171,13 +176,12 @@ class SparseLogits:
     def log_probs(self, T: float = 1.0) -> np.ndarray:  # noqa: N803
         """As :meth:`dense`, in float64."""
         kept, other = self.split(T)
-        out = np.repeat((other - self._log_rest)[..., None], self.tail.classes, axis=-1)
-        np.put_along_axis(out, self.index, kept, axis=-1)
+        out = np.repeat((other - self._log_rest())[..., None], self.tail.classes, axis=-1)
+        np.put_along_axis(out, self.index, np.where(self.value > -np.inf, kept, kept[..., :1]), axis=-1)
         return out
 
-    @property
-    def _log_rest(self) -> float:
-        return float(np.log(self.tail.classes - self.index.shape[-1]))
+    def _log_rest(self) -> np.ndarray:
+        return np.log(self.tail.classes - (self.value > -np.inf).sum(axis=-1))
 
     def top1(self) -> np.ndarray:
         """The most probable class, int64 (…,)."""

@@ -105,7 +105,8 @@ def decided(name: str, logits: Logits | SparseLogits | HardLabels, names: Names)
     if not logits.holds(1.0):
         return f"{name}: {name_of(int(logits.top1()), names)}"
     p = np.exp(logits.dense(1.0))
-    best = (logits.index if isinstance(logits, SparseLogits) else np.argsort(-p, kind="stable"))[:3].tolist()
+    falling = logits.index if isinstance(logits, SparseLogits) else np.argsort(-p, kind="stable")
+    best = list(dict.fromkeys(falling.tolist()))[:3]  # one that keeps few repeats the first
     return f"{name}: " + ", ".join(f"{name_of(i, names)} {p[i]:.2f}" for i in best)
 
 

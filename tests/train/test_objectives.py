@@ -172,6 +172,33 @@ def test_sparse_kd_is_the_dense_formula_and_so_is_its_gradient(tail, dense, T, c
     assert error < (1e-3 if T in (1, 2, 4, 8) else 0.02)
 
 
+def of_row(student: torch.Tensor, kept, T: float, spread: bool) -> torch.Tensor:  # noqa: N803
+    """Of one row, by the definition, from what a codec kept of it: as many classes as have a value, and the rest."""
+    k = int((kept.value > -np.inf).sum())
+    index, rest = kept.index[:k], np.setdiff1d(np.arange(len(student)), kept.index[:k])
+    log_p, log_rest = (torch.as_tensor(np.asarray(x)) for x in kept.split(T))
+    log_p, log_q = log_p[:k], torch.log_softmax(student / T, 0)
+    mine = log_q[rest].mean() + np.log(len(rest)) if spread else log_q[rest].logsumexp(0)
+    return T**2 * ((log_p.exp() * (log_p - log_q[index])).sum() + log_rest.exp() * (log_rest - mine))
+
+
+@pytest.mark.parametrize("tail", ["bucket", "spread"])
+@pytest.mark.parametrize("T", [1.0, 3.0, 8.0])
+@pytest.mark.parametrize(("classes", "size"), [(1000, 44), (10, 12), (2, 12)])
+def test_kd_of_rows_that_keep_different_numbers_of_classes(tail, T, classes, size):  # noqa: N803
+    teacher = logits(16, classes, seed=2) * torch.linspace(0.2, 8, 16)[:, None]
+    kept = sparse(teacher, f"packed({size}, tail={tail})")
+    assert classes == 2 or len(set((kept.value > -np.inf).sum(1).tolist())) > 1
+    ours, reference = (logits(16, classes, seed=1).requires_grad_() for _ in range(2))
+    loss = kd(ours, to_tensors(kept), T)
+    expected = torch.stack([of_row(z, kept[i], T, tail == "spread") for i, z in enumerate(reference)]).mean()
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-9)
+    loss.backward()
+    expected.backward()
+    torch.testing.assert_close(ours.grad, reference.grad, rtol=1e-5, atol=1e-9)
+    assert not (ours.grad[:, 0] == 0).all()
+
+
 @pytest.mark.parametrize("tail", ["bucket", "spread"])
 def test_sparse_kd_gradcheck(tail):
     target = to_tensors(sparse(logits(3, 7, seed=4), f"topk(2, tail={tail})"))
@@ -229,7 +256,7 @@ def loss_and_gradient(objective, z, *args):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("T", [1.0, 1.5, 4.0, 6.5])
-@pytest.mark.parametrize("text", [None, "topk(10)", "topk(10, tail=spread)", "argmax"])
+@pytest.mark.parametrize("text", [None, "topk(10)", "topk(10, tail=spread)", "packed(44)", "argmax"])
 def test_autocast_changes_no_number_of_kd(text, T, dtype):  # noqa: N803
     teacher = logits(16, 1000, seed=2).float()
     target = Dense(teacher) if text is None else to_tensors(sparse(teacher, text))

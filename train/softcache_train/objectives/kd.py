@@ -25,7 +25,7 @@ def kd(student_logits: Tensor, target: Target, T: float = 4.0) -> Tensor:  # noq
 
     The factor T² keeps the size of the gradients, which scale as 1/T² (§2.1).
 
-    From what ``topk`` kept, with K the kept classes and P = 1 − Σ_K p the mass of the others, in closed form:
+    From what ``topk`` or ``packed`` kept, with K the kept classes and P = 1 − Σ_K p the mass of the others, in closed form:
     Σ_K p_t log(p_t/p_s) + P_t log(P_t/P_s), the others being one bucket; or with ``tail=spread``
     Σ_K p_t log(p_t/p_s) + P_t (log(P_t/n) − 1/n Σ log p_s), over the n others. From ``argmax``: −log p_s(1) of the
     teacher's class, whatever T.
@@ -52,12 +52,13 @@ def _kd(z: Tensor, target: OfLogits, T: float) -> Tensor:  # noqa: N803
 
 
 def _sparse_kl(z: Tensor, target: Sparse, T: float) -> Tensor:  # noqa: N803
-    rest = z.shape[1] - target.index.shape[1]
     weights = torch.as_tensor(target.tail.weights(T), dtype=z.dtype, device=z.device)
-    log_rest = torch.tensor(float(rest), dtype=z.dtype, device=z.device).log()
+    rest = z.shape[1] - torch.isfinite(target.values).sum(1).to(z.dtype)
+    log_rest = rest.log()
     # no matmul, whose precision autocast and TF32 would lower
     other = (target.soft_mean.to(z.dtype) * weights).sum(1) / T + log_rest
     p_t = F.log_softmax(torch.cat([target.values.to(z.dtype) / T, other[:, None]], dim=1), dim=1)
+    p_t = p_t.clamp_min(torch.finfo(z.dtype).min)  # of places where nothing is kept: 0 · ∞ is no number
 
     log_p = F.log_softmax(z / T, dim=1)
     kept = log_p.gather(1, target.index)
