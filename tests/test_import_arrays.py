@@ -162,6 +162,17 @@ def test_classes_are_put_into_the_sources_order(source: sc.Source, logits: np.nd
         )  # fmt: skip
 
 
+@pytest.mark.parametrize("recipe", [FIXED, "unknown"])
+def test_its_card_names_no_command_that_would_build_it(
+    recipe: str, source: sc.Source, logits: np.ndarray, tmp_path: Path
+):
+    from softcache.card import markdown
+
+    card = markdown(bring(tmp_path, source, {"logits": logits}, recipe=recipe, input_size=8))
+    assert "cannot be rebuilt without" in card and "build-cache" not in card
+    assert ("not replayable" in card) == (recipe == "unknown")
+
+
 # -- unknown recipes -----------------------------------------------------------------------------------------
 
 
