@@ -117,7 +117,7 @@ def construct(call: Call, known: Mapping[str, Callable[..., T]], kind: str) -> T
 
 
 def _usage(name: str, factory: Callable[..., Any]) -> str:
-    """``top(n, background=0, logits=u8)``, and the ``example`` of a class that has one."""
+    """``top(n, background=0, inside=0, logits=u8)``, and the ``example`` of a class that has one."""
     options = inspect.signature(factory).parameters.values()
     told = [o.name if o.default is o.empty else f"{o.name}={_word(o.default)}" for o in options]
     example = getattr(factory, "example", "")

@@ -28,7 +28,7 @@ def test_the_walk(shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     steps = list(walk(PAGE.read_text(), tmp_path))
     said = "".join(step.printed for step in steps)
-    assert "24 samples × 3 views" in said and "detections as top(500, background=100)" in said
+    assert "24 samples × 3 views" in said and "detections as top(500, background=100, inside=100)" in said
     assert len(list((tmp_path / "look").glob("*.png"))) == 8
     assert said.count("(320, 320, 3)") == 4
 

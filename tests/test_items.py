@@ -240,7 +240,10 @@ def test_what_cannot_be_chosen_is_refused(text: str, layout: Layout, told: str):
     ("text", "told"),
     [
         ("top", "missing a required argument: 'n'"),
-        ("top", r"written top\(n, background=0, logits=u8\), such as top\(1000, background=200\)$"),
+        (
+            "top",
+            r"written top\(n, background=0, inside=0, logits=u8\), such as top\(1000, background=200, inside=100\)$",
+        ),
         ("top(0)", "n must be a whole number of at least 1"),
         ("top(2.5)", "n must be"),
         ("top(5, background=-1)", "background must be a whole number of at least 0"),

@@ -1,4 +1,5 @@
-"""``all`` and ``top(n, background=m)``: items of a detector (anchors, queries, proposals, probes), column by column.
+"""``all`` and ``top(n, background=m, inside=p)``: items of a detector (anchors, queries, proposals, probes), column by
+column.
 
 Both are bound to a :class:`~softcache.targets.layout.Layout` with :meth:`All.laid_out`, which says what the columns are;
 how each is encoded follows from that. A part ``logits`` becomes the fields ``logits``, ``logits_low``, ``logits_step``.
@@ -7,17 +8,19 @@ how each is encoded follows from that. A part ``logits`` becomes the fields ``lo
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
+from softcache.codecs.aligned import aligned
 from softcache.codecs.f16 import F16
 from softcache.codecs.fields import Field, Fields, below, class_dtype
 from softcache.codecs.fixed import Fixed
 from softcache.codecs.full import Full
 from softcache.codecs.int8 import Int8
+from softcache.codecs.objects import Objects
 from softcache.errors import CodecError, SpecError, nearest
 
 if TYPE_CHECKING:
@@ -151,8 +154,12 @@ class All:
         return F16() if halves else Full("u8")
 
     def _chosen(self, items: int) -> tuple[np.ndarray, np.ndarray] | None:
-        """Which places in the order of the scores are kept, and their weights; None for all, in the teacher's order."""
+        """Which places of :meth:`_order` are kept, and their weights; None for all, in the teacher's order."""
         return None
+
+    def _order(self, scores: np.ndarray, values: np.ndarray, objects: Sequence[Objects]) -> np.ndarray:
+        """The items of each row by falling score, of equal ones the lower number first: int64 ``(n, items)``."""
+        return np.argsort(-scores.max(axis=-1), axis=-1, kind="stable")
 
     def fields(self, shape: tuple[int, ...]) -> tuple[Field, ...]:
         if len(shape) != 2 or shape[1] != self._layout.width:
@@ -170,15 +177,16 @@ class All:
                 found += [Field(_name(part, f.name), f.dtype, f.shape) for f in codec.fields((kept, columns))]
         return tuple(sorted(found, key=lambda f: f.name))
 
-    def encode(self, values: np.ndarray) -> Fields:
-        pieces = [self._encode(values[i : i + _ROWS]) for i in range(0, max(len(values), 1), _ROWS)]
+    def encode(self, values: np.ndarray, objects: Sequence[Objects] = ()) -> Fields:
+        parts = [slice(i, i + _ROWS) for i in range(0, max(len(values), 1), _ROWS)]
+        pieces = [self._encode(values[part], objects[part]) for part in parts]
         return {f: np.concatenate([piece[f] for piece in pieces]) for f in pieces[0]}
 
-    def _encode(self, values: np.ndarray) -> Fields:
+    def _encode(self, values: np.ndarray, objects: Sequence[Objects]) -> Fields:
         found: Fields = {}
         if (chosen := self._chosen(values.shape[1])) is not None:
-            score = self._layout.scores(dict(self._layout.parts(values))).max(axis=-1)
-            index = np.argsort(-score, axis=-1, kind="stable")[:, chosen[0]]
+            scores = self._layout.scores(dict(self._layout.parts(values)))
+            index = self._order(scores, values, objects)[:, chosen[0]]
             found["index"] = index.astype(class_dtype(values.shape[1]))
             values = values[np.arange(len(values))[:, None], index]
         for part, codec, _ in self._parts(values.shape[1]):
@@ -212,8 +220,11 @@ class All:
 
 @dataclass(frozen=True)
 class Top(All):
-    """The ``n`` items of the highest score, in falling order (the lower number first where two are equal), and
-    ``background`` of the others.
+    """The ``n`` items of the highest score, in falling order (the lower number first where two are equal), ``inside`` more
+    that lie best on the source's boxes, and ``background`` of the others.
+
+    What lies best is :func:`.aligned`'s; where it is not enough, the next by score follow. So the items that a student's
+    assigner takes for an object are there although the teacher scores them low.
 
     The others, in falling order, are cut into so many strata of equal size (but for one item); of each the middle
     one is kept, and its weight is the size of its stratum, so that with a background all weights add up to all items.
@@ -222,19 +233,31 @@ class Top(All):
 
     n: int
     background: int = 0
+    inside: int = 0
 
-    example: ClassVar[str] = "top(1000, background=200)"
+    example: ClassVar[str] = "top(1000, background=200, inside=100)"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, value, least in (("n", self.n, 1), ("background", self.background, 0)):
+        counts = (("n", self.n, 1), ("background", self.background, 0), ("inside", self.inside, 0))
+        for name, value, least in counts:
             if type(value) is not int or value < least:
                 raise SpecError(f"top: {name} must be a whole number of at least {least}, not {value!r}")
 
+    @property
+    def boxed(self) -> bool:
+        return self.inside > 0
+
+    @property
+    def labelled(self) -> bool:
+        return self.inside > 0
+
     def _chosen(self, items: int) -> tuple[np.ndarray, np.ndarray]:
-        rest = items - self.n
+        first = self.n + self.inside
+        rest = items - first
         if self.background > rest:
-            also = f" and {self.background} of the background" if self.background else ""
+            also = f" and {self.inside} inside" if self.inside else ""
+            also += f" and {self.background} of the background" if self.background else ""
             raise CodecError(
                 f"top keeps {self.n} items{also}, and the teacher gives {items}: at most {items} together, or keep "
                 "all of them with all"
@@ -242,10 +265,32 @@ class Top(All):
         if not self._layout.scored or self._layout.layers > 1:
             why = "those of several layers are the same ones" if self._layout.scored else "these have none"
             raise CodecError(f"top chooses items by their scores, and {why}: keep all of them with all")
-        cuts = self.n + np.arange(self.background + 1) * rest // max(self.background, 1)
+        if self.inside and (lacking := {"logits", "boxes"} - self._layout.columns.keys()):
+            raise CodecError(
+                f"top(…, inside={self.inside}) takes items by their boxes and class scores, and these have no "
+                f"{min(lacking)}: leave inside out"
+            )
+        cuts = first + np.arange(self.background + 1) * rest // max(self.background, 1)
         middles = (cuts[:-1] + cuts[1:]) // 2
-        weight = np.concatenate([np.ones(self.n), np.diff(cuts)])
-        return np.concatenate([np.arange(self.n), middles]), weight
+        weight = np.concatenate([np.ones(first), np.diff(cuts)])
+        return np.concatenate([np.arange(first), middles]), weight
+
+    def _order(self, scores: np.ndarray, values: np.ndarray, objects: Sequence[Objects]) -> np.ndarray:
+        """As :meth:`All._order`, but behind the first ``n`` stand those inside."""
+        order = super()._order(scores, values, objects)
+        if not self.inside:
+            return order
+        if len(objects) != len(values):
+            raise CodecError(
+                f"top(…, inside={self.inside}) asks where the boxes are: of {len(values)} rows, {len(objects)} are told"
+            )
+        boxes = self._layout.part(values, "boxes")
+        for row, shown in enumerate(objects):
+            best = aligned(scores[row], boxes[row], shown)
+            rest = order[row, self.n :]
+            inside = best[np.isin(best, rest)][: self.inside]
+            order[row, self.n :] = np.concatenate([inside, rest[~np.isin(rest, inside)]])
+        return order
 
 
 def _name(part: str, field: str) -> str:
