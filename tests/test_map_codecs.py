@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 from softcache import codecs
 from softcache.codecs.attention import Attention, AttentionMap
 from softcache.codecs.pool import Pool, Pooled
-from softcache.errors import CodecError, MismatchError
+from softcache.errors import CodecError, MismatchError, TeacherError
 from softcache.targets import KINDS, Target, request, requests, taps
 
 maps = st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 7), st.integers(1, 7)).flatmap(
@@ -65,6 +65,11 @@ def test_a_pooled_target_is_a_feature_map_of_fewer_cells():
         request("avgpool=pool(2)|f16").resolve((512,))
     with pytest.raises(MismatchError, match="reads version 1"):
         Target.from_identity("p3", target.identity() | {"codec_version": 2})
+
+
+def test_maps_of_no_cells_are_refused():
+    with pytest.raises(TeacherError, match=r"\(3, 0, 5\): there is nothing in them"):
+        request("p3=int8").resolve((3, 0, 5))
 
 
 # -- attention -------------------------------------------------------------------------------------------------

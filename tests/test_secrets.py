@@ -174,7 +174,18 @@ def test_nor_does_where_imported_arrays_lay(tmp_path: Path):
     machine = Machine(tmp_path)
     source, out, arrays = machine.source("folder"), machine.out("cache"), machine.out("old.npz")
     np.savez(arrays, logits=np.zeros((6, 3), np.float32))
-    words = ("--map", "logits=logits", "--ids", "order", "--recipe", "unknown", "--input-size", 8, "--source", source)
+    words = (
+        "--map",
+        "logits=logits",
+        "--ids",
+        "order",
+        "--recipe",
+        "unknown",
+        "--input-size",
+        8,
+        "--source",
+        source,
+    )
     machine.run(("import", arrays, *words, "-o", out))
     assert machine.told(out) == []
 

@@ -31,11 +31,13 @@ from softcache.codecs.attention import Attention, AttentionMap
 from softcache.codecs.f16 import F16
 from softcache.codecs.fields import Field, Fields
 from softcache.codecs.full import Full
+from softcache.codecs.int4 import Int4
 from softcache.codecs.int8 import Int8
 from softcache.codecs.items import All, Items, Top
 from softcache.codecs.objects import NOTHING, Objects, is_boxed, is_labelled
 from softcache.codecs.packed import Packed
 from softcache.codecs.pool import Pool, Pooled
+from softcache.codecs.sign import Sign
 from softcache.codecs.topk import SparseLogits, TopK
 from softcache.errors import SpecError
 
@@ -79,8 +81,10 @@ CODECS: dict[str, type[Codec]] = {
     "attention": Attention,
     "f16": F16,
     "full": Full,
+    "int4": Int4,
     "int8": Int8,
     "packed": Packed,
+    "sign": Sign,
     "top": Top,
     "topk": TopK,
 }

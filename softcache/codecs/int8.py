@@ -28,7 +28,7 @@ class Int8:
         return (Field("scale", "float16", channels), Field("value", "int8", shape))
 
     def encode(self, values: np.ndarray) -> Fields:
-        channels = _by_channel(values)
+        channels = by_channel(values)
         scale = half_up(np.abs(channels).max(axis=2).astype(np.float64) / 127)  # float32 would flush to zero
         # A channel of zeros has scale 0: divide by one there, the quotient is zero.
         divisor = np.where(scale > 0, scale, np.float16(1)).astype(np.float32)
@@ -36,7 +36,7 @@ class Int8:
         return {"scale": scale, "value": value.reshape(values.shape)}
 
     def decode(self, fields: Fields, shape: tuple[int, ...]) -> np.ndarray:
-        channels = _by_channel(fields["value"]) * fields["scale"].astype(np.float32)[:, :, None]
+        channels = by_channel(fields["value"]) * fields["scale"].astype(np.float32)[:, :, None]
         return channels.reshape(fields["value"].shape)
 
     def bound(self, fields: Fields, shape: tuple[int, ...]) -> np.ndarray:
@@ -45,7 +45,7 @@ class Int8:
         return half.reshape(half.shape + (1,) * (len(shape) - 1))
 
 
-def _by_channel(rows: np.ndarray) -> np.ndarray:
+def by_channel(rows: np.ndarray) -> np.ndarray:
     """``(n, C, *rest)`` or ``(n, D)`` → ``(n, C, m)`` or ``(n, 1, D)``."""
     channels = rows.shape[1] if rows.ndim > 2 else 1
     return rows.reshape(len(rows), channels, prod(rows.shape[1:]) // channels)

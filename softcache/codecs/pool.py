@@ -75,5 +75,6 @@ class Pooled:
         return bound
 
     def exact(self, values: np.ndarray) -> np.ndarray:
-        """The pooled maps, nothing rounded."""
-        return self.pool(values)
+        """Of the pooled maps, nothing rounded."""
+        exact = getattr(self.then, "exact", None)
+        return self.pool(values) if exact is None else exact(self.pool(values))

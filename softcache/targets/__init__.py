@@ -78,6 +78,8 @@ class Request:
     def resolve(self, shape: tuple[int, ...], layout: Layout | None = None) -> Target:
         """The target for rows of ``shape``. Unless it was stated, the kind follows from the shape; with a ``layout``, by
         which its teacher says that they are many items, from the last part of the name (``one2one.detections``)."""
+        if 0 in shape:
+            raise TeacherError(f"target {self.name!r} gives rows of shape {shape}: there is nothing in them")
         kind = self.kind or self._kind_of(shape, layout)
         if not KINDS[kind].accepts(shape):
             raise TeacherError(f"target {self.name!r} gives rows of shape {shape}, which are no {kind}")
