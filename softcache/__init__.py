@@ -30,6 +30,7 @@ _HOMES = {
     "push": "sharing",
     "render": "recipe",
     "repair": "sharing",
+    "stream": "sharing",
     "verify": "checker",
     "verify_live": "checker",
     "with_targets": "adapter",
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from softcache.sharing import pull as pull
     from softcache.sharing import push as push
     from softcache.sharing import repair as repair
+    from softcache.sharing import stream as stream
     from softcache.source import Source as Source
     from softcache.targets import Layout as Layout
 

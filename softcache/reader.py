@@ -172,6 +172,10 @@ class Reader:
             self._files[key] = found
         return found
 
+    def forget(self, key: tuple[str, int, int]) -> None:
+        """Let go of the file of (array, view, block), if it is open: it is about to be deleted."""
+        self._files.pop(key, None)
+
     @property
     def _pool(self) -> ThreadPoolExecutor:
         # Threads do not survive a fork: a pool belongs to the process that made it. Two made at once do no harm.

@@ -10,5 +10,6 @@ from softcache.sharing.gc import Garbage, gc
 from softcache.sharing.pull import pull
 from softcache.sharing.push import Pushed, push
 from softcache.sharing.repair import Repaired, repair
+from softcache.sharing.stream import stream
 
-__all__ = ["Garbage", "Pushed", "Repaired", "gc", "pull", "push", "repair"]
+__all__ = ["Garbage", "Pushed", "Repaired", "gc", "pull", "push", "repair", "stream"]

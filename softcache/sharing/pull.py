@@ -36,7 +36,7 @@ def pull(
         remote: a folder, ``s3://BUCKET/PREFIX`` or ``hf:FOLDER``. tag: a tag there, or a cache's digest.
         out: the folder. Where it holds some of the cache already, this is added; where the cache was extended since,
             what is new.
-        targets: the names of those to fetch, or one name; all by default.
+        targets: the names of those to fetch, or one name; all by default. With none, what is always there comes, and no row.
         views: from this one to before that one (None: to the last); all by default.
         sample: the share of the samples, rounded up to whole blocks: the first of every view, which are a random sample.
 
@@ -141,7 +141,7 @@ def _asked(
         name: [some * (start <= view < stop) for view in range(cache.views)] for name in cache.names(targets)
     }
     # whom a view is mixed with, or made a mosaic of, may stand in any block
-    rows = every if cache.mixed or cache.tiled else some
+    rows = (every if cache.mixed or cache.tiled else some) if blocks else 0
     blocks[VIEWS] = [rows * (start <= view < stop) for view in range(cache.views)]
     return _nothing(cache, remote, tag).model_copy(update={"blocks": blocks})
 
