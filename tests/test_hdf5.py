@@ -53,6 +53,7 @@ def build(tmp_path: Path, **options: Any) -> Path:
 
 SOME: dict[str, dict[str, Any]] = {
     "sparse": {"targets": ["logits=topk(2)"], "views": 2},
+    "bits": {"targets": ["logits=packed(16)"]},
     "hard": {"targets": ["logits=argmax", "map=pool(3)|f16", "map.attention=attention"]},
     "ops": {"recipe": "random_resized_crop(8)|color_jitter(brightness=0.4)|mixup", "views": 3},
     "mosaics": {"recipe": "flip|mosaic(8)", "views": 2},

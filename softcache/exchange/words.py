@@ -57,4 +57,5 @@ def formula(target: Target) -> str:
         codec = codec.then
     if target.layout is not None:
         return _PARTS
-    return before + _FORMULAS[type(codec).__name__](codec)
+    told = _FORMULAS.get(type(codec).__name__)
+    return before + (told(codec) if told else f"codec {target.spec}: see docs/format.md of softcache")
