@@ -26,6 +26,7 @@ from softcache import manifest as m
 from softcache.cache import Cache
 from softcache.card import MOST_CLASSES, markdown
 from softcache.card.header import of as header_of
+from softcache.card.markup import bibtex, block
 from softcache.cli import build_cache
 from softcache.errors import NotBuilt, SpecError
 from softcache.store import Store
@@ -362,6 +363,17 @@ def test_the_command_is_one_whatever_its_words_are(small_path: Path, name: str, 
     assert words[words.index("--teacher") + 1] == seen(name) and words[words.index("--recipe") + 1] == seen(
         spec
     )
+
+
+@given(st.lists(texts, min_size=1, max_size=4))
+def test_a_block_of_code_is_one_whatever_its_lines_are(lines: list[str]):
+    (token,) = tokens(block("", lines))
+    assert token.type == "fence" and token.content == "".join(f"{seen(one)}\n" for one in lines)
+
+
+@given(texts)
+def test_a_value_of_bibtex_has_no_braces_and_no_commands(text: str):
+    assert not set(bibtex(text)) & set('{}\\%$#&~^_@"')
 
 
 # -- the command line ------------------------------------------------------------------------------------------

@@ -131,11 +131,18 @@ def leaks(path: Path, markers: Mapping[str, str]) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("layout", list(layouts.WRITERS))
-def test_a_build_its_card_and_its_export_tell_nothing(tmp_path: Path, layout: str):
+def test_builds_of_every_layout_tell_nothing(tmp_path: Path):
     machine = Machine(tmp_path)
-    source, out, tars, one = machine.source(layout), *map(machine.out, ("cache", "tars", "one.h5"))
-    card = out.with_name("README.md")
+    built = {layout: (machine.source(layout), machine.out(layout)) for layout in layouts.WRITERS}
+    machine.run(*((*BUILD, source, "-o", out) for source, out in built.values()))
+    for _, out in built.values():
+        assert machine.told(out) == []
+
+
+def test_nor_do_exports_a_card_and_what_is_pushed_and_pulled(tmp_path: Path):
+    machine = Machine(tmp_path)
+    source, out, tars, one = machine.source("parquet"), *map(machine.out, ("cache", "tars", "one.h5"))
+    pulled, card, remote = machine.out("pulled"), out.with_name("README.md"), tmp_path / "remote"
     kept = (
         "--views",
         2,
@@ -153,8 +160,12 @@ def test_a_build_its_card_and_its_export_tell_nothing(tmp_path: Path, layout: st
         ("export", out, "--to", "hdf5", "-o", one, "--decoded"),
         ("card", out, "-o", card),
         ("card", out),
+        ("push", out, f"hf:{remote}", "v1"),
+        ("pull", f"hf:{remote}", "v1", "--targets", "logits", "-o", pulled),
     )
-    assert machine.told(out) == machine.told(tars) == machine.told(one) == machine.told(card) == []
+    assert (pulled / ".pulled.json").exists() and any(remote.rglob("v1"))
+    for path in (out, tars, one, card, remote, pulled):
+        assert machine.told(path) == []
     assert card.read_text() in said and "teacher: MIT" in said
 
 
