@@ -71,8 +71,6 @@ def open_finished(store: Store, here: pulled.Pulled | None = None) -> Cache:
         raise DamageError(f"{where} was edited: its digest does not match its content; {hint}")
     if not all(part.holds_together() for part in (manifest, *manifest.parts)):
         raise DamageError(f"{where} was edited: its identity is not the one that was begun with; {hint}")
-    if (wrong := manifest.misplaced()) is not None:
-        raise DamageError(f"{where} names a constant {wrong!r}, which no cache has there; {hint}")
     cache = Cache(store, manifest.identity, manifest, here)
     if store.exists(tars.NAME):
         cache.reader.shards = cache.tars = tars.Tars(store, cache)

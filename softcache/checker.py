@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,12 +109,16 @@ def _problem(cache: Cache, expected: File, read_data: bool) -> str | None:
 
 
 def verify_live(
-    cache: Cache, source: Source, teacher: Teacher, rows: int
+    cache: Cache, source: Source, teacher: Teacher, rows: int, seed: int | None = None
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Run the teacher again on ``rows`` keyed rows of the cache.
+    """Run the teacher again on ``rows`` rows of the cache.
+
+    Args:
+        rows: how many, drawn anew each time, so that nobody can know which will be looked at; with a ``seed`` by that.
 
     Returns:
-        target → ``{"cache": {...}, "control": {...}}``: the mean fidelity (see :func:`softcache.measure.fidelity`; of
+        target → ``{"cache": {...}, "control": {...}}``: the number of rows that are ``wrong``, not what the teacher says of
+        these views (see :func:`_wrong`), and the mean fidelity (see :func:`softcache.measure.fidelity`; of
         logits also how often the class agrees, and the cosine) of the cached values to what the teacher says now, and
         beside it of the teacher to itself when the same rows come in other batches: what no cache can beat.
 
@@ -128,7 +133,7 @@ def verify_live(
             raise MismatchError(
                 f"the teacher is not the one of the cache: its {key} is {theirs.get(key)} and was {ours.get(key)}"
             )
-    chosen = _choose(cache, rows)
+    chosen = _choose(cache, rows, secrets.randbits(64) if seed is None else seed)
     pixels, given = _seen(cache, source, pairing.index, chosen, teacher.input_spec.size)
     live = answers(teacher, pixels, ours["batch"], **given)
     turned = {name: values[::-1] for name, values in given.items()}
@@ -144,12 +149,42 @@ def verify_live(
         again = [target.wrap(row[None]) for row in control[target.tap][::-1]]
         kept = [cache.read(v, np.array([s]), [name])[name] for s, v in chosen]
         again = [a.take(k.index) if isinstance(a, Items) else a for a, k in zip(again, kept, strict=True)]
+        lost = [target.decode(target.codec.encode(row[None])) for row in live[target.tap]]
         found[name] = {"cache": _means(said, kept), "control": _means(said, again)}
+        for side, values in (("cache", kept), ("control", again)):
+            found[name][side]["wrong"] = float(_wrong(said, values, lost).sum())
     return found
 
 
-def _choose(cache: Cache, rows: int) -> list[tuple[int, int]]:
-    draw, refused = draws("live", cache.digest), set(cache.invalid.tolist())
+def _wrong(said: list[Any], kept: list[Any], lost: list[Any]) -> np.ndarray:
+    """Which rows are not what the teacher says of them, bool ``(n,)``.
+
+    Those that are further from it than half the way to what is kept of another view, the median of them, and much further
+    than what the codec leaves of it: a row that was exchanged with another, or made up, is.
+    """
+    others = np.median([_far(a, b) for a, b in zip(said, [*kept[1:], *kept[:1]], strict=True)])
+    own, best = (np.array([_far(a, b) for a, b in zip(said, them, strict=True)]) for them in (kept, lost))
+    return (own > others / 2) & (own > 4 * best + 1e-6)
+
+
+def _far(said: Any, kept: Any) -> float:
+    """How far a row is from another, in the first measure that there is of it."""
+    found = {key: float(np.mean(values)) for key, values in measure.fidelity(said, kept).items()}
+    for key in ("relative_l2", "spatial_relative_l2", "kl_T1", "kl_T4", "kl", "boxes"):
+        if key in found:
+            return found[key]
+    if "agreement" in found:
+        return 1 - found["agreement"]
+    return next((v for key, v in found.items() if key.endswith("_l2")), 0.0)
+
+
+def least_share(rows: int) -> float:
+    """The share of wrong rows of which one is among so many with 95 %: the rule of three."""
+    return min(1.0, 3 / rows)
+
+
+def _choose(cache: Cache, rows: int, seed: int) -> list[tuple[int, int]]:
+    draw, refused = draws("live", cache.digest, seed), set(cache.invalid.tolist())
     valid = (cache.samples - len(refused)) * cache.views
     chosen: dict[tuple[int, int], None] = {}
     while len(chosen) < min(rows, valid):

@@ -285,7 +285,7 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _verify_live(arguments: argparse.Namespace, cache: Any) -> int:
-    from softcache.checker import verify_live
+    from softcache.checker import least_share, verify_live
     from softcache.targets import taps
     from softcache.teachers import Options
     from softcache.teachers.ensemble import assemble
@@ -304,16 +304,24 @@ def _verify_live(arguments: argparse.Namespace, cache: Any) -> int:
     options = Options.like(was, taps=taps(cache.targets.values()), **said)
     teacher = assemble(arguments.teacher, arguments.weights, options)
     found = verify_live(cache, source, teacher, arguments.live)
+    wrong = {name: int(sides["cache"]["wrong"]) for name, sides in found.items() if sides["cache"]["wrong"]}
+    rows = min(arguments.live, cache.views * (cache.samples - len(cache.invalid)))
+    for name, count in wrong.items():
+        told = f"{count:,} of {rows:,} rows of {name} are not what the teacher says of these views: do not train on them"
+        print(printable(told), file=sys.stderr)
+    if not wrong:
+        share = least_share(rows)
+        print(f"no row of {rows:,} is wrong: fewer than {share:.2%} of all are, with 95 %", file=sys.stderr)
     if arguments.json:
         print(json.dumps(found, indent=2))
-        return 0
+        return 2 if wrong else 0
     print(f"{'target':20} {'measure':12} {'cache and live':>15} {'live and live':>15}")
     for name, sides in found.items():
         for key in sides["cache"]:
             print(
                 f"{printable(name):20} {printable(key):12} {sides['cache'][key]:15.6g} {sides['control'][key]:15.6g}"
             )
-    return 0
+    return 2 if wrong else 0
 
 
 def _diff(arguments: argparse.Namespace) -> int:

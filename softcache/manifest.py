@@ -174,8 +174,9 @@ class Manifest(_Signed, Sealed):
         inside = not self.invalid or self.invalid[-1] < self.identity.grid.samples
         return rising and inside and super().stands_for(raw)
 
-    def misplaced(self) -> str | None:
-        """A constant that is stored where none is: in another part's folder, in another array, or with too many axes."""
+    @model_validator(mode="after")
+    def _constants_in_their_places(self) -> Self:
+        """None in another part's folder, in another array, or with too many axes."""
         seen: set[str] = set()
         for number, part in enumerate((self, *self.parts)):
             lead = f"parts/{number}/" if number else ""
@@ -184,9 +185,9 @@ class Manifest(_Signed, Sealed):
                 inside = path.startswith(lead) and path.removeprefix(lead).split("/")[0] in roots
                 above = {path[:i] for i, c in enumerate(path) if c == "/"}
                 if not inside or path in seen or above & seen or len(one.shape) > MAX_AXES:
-                    return path
+                    raise ValueError(f"the constant {path!r} is where no cache has one")
                 seen.add(path)
-        return None
+        return self
 
 
 def read(model: type[M], data: bytes, where: str, hint: str) -> M:
@@ -258,4 +259,7 @@ def unpack_table(name: str, data: bytes, blocks: int, files: int) -> np.ndarray:
         raise DamageError(
             f"{name} has {len(data):,} bytes and should have {blocks * (files + 1) * ENTRY.itemsize:,}"
         )
-    return np.frombuffer(data, ENTRY).reshape(blocks, files + 1)
+    found = np.frombuffer(data, ENTRY).reshape(blocks, files + 1)
+    if found.size and (largest := int(found["bytes"].max())) > 1 << 48:
+        raise DamageError(f"{name} names a file of {largest:,} bytes, which is none of a cache")
+    return found

@@ -17,7 +17,7 @@ from pydantic import Field
 from softcache import manifest as m
 from softcache.block import Block
 from softcache.errors import NotPulled
-from softcache.identity import Count, Model, Sha
+from softcache.identity import Count, Many, Model, Sha
 from softcache.reader import Files
 from softcache.store import Store
 from softcache.zarrfile import Array
@@ -44,7 +44,7 @@ class Pulled(Model):
     remote: Line
     tag: Line
     digest: Sha
-    blocks: dict[str, list[Count]]
+    blocks: dict[str, Many[Count]]
 
     def covers(self, target: str, view: int, shard: int) -> bool:
         """Is this shard of a target's fields here?"""

@@ -15,8 +15,10 @@ from conftest import SMALL
 import softcache as sc
 from softcache import manifest as m
 from softcache.cache import Cache
+from softcache.checker import _choose, least_share
 from softcache.cli import main
 from softcache.errors import DamageError, MismatchError, NotBuilt
+from softcache.hostile import HOSTILE, sign
 from softcache.source import Source
 from softcache.teachers import Options, load
 from softcache.testing import DAMAGES, ToyTeacher, flip_bit, toy_teacher
@@ -188,6 +190,65 @@ def test_a_teacher_that_says_something_else_shows(small_cache: Cache, small_fold
     found = sc.verify_live(small_cache, Source(small_folder), live(Drifted()), 15)
     assert all(sides["cache"]["cosine"] < 0.99 for sides in found.values())
     assert found["logits"]["control"]["kl_T1"] == 0
+
+
+@pytest.mark.parametrize(
+    "targets", [None, {"logits": "argmax"}, {"logits": "topk(2)", "map": "pool(2)|f16"}], ids=str
+)
+def test_rows_that_changed_places_are_found_though_every_digest_is_right(
+    small_copy: Path, small_folder: Path, tmp_path: Path, targets: dict[str, str] | None
+):
+    path = small_copy
+    if targets:
+        path = tmp_path / "other"
+        sc.build(path, source=small_folder, teacher=toy_teacher(), **{**SMALL, "targets": targets})
+    good = sc.verify_live(sc.open(path), Source(small_folder), live(), 40)
+    assert all(sides[side]["wrong"] == 0 for sides in good.values() for side in sides)
+    HOSTILE["rows that changed places"].make(path)
+    assert sc.verify(path, read_data=True) == []
+    found = sc.verify_live(sc.open(path), Source(small_folder), live(), 40)
+    # two blocks of eight rows: those that are not nearly alike, of argmax of other classes
+    least = 6 if targets == {"logits": "argmax"} else 12
+    wrong = {name: sides["cache"]["wrong"] for name, sides in found.items()}
+    assert all(least <= count <= 16 for count in wrong.values()), wrong
+    assert all(sides["control"]["wrong"] == 0 for sides in found.values())
+
+
+def test_few_wrong_rows_are_found_as_often_as_the_rule_of_three_says(small_copy: Path, small_folder: Path):
+    """One sample's two views of 40 rows are those of another: 20 rows find one of them in 1 - C(38,20)/C(40,20) = 76 %."""
+    cache, path = sc.open(small_copy), small_copy
+    for view in range(2):
+        for array in cache.arrays.values():
+            if array.path.startswith("targets/logits/"):
+                file = path / array.file(view, 0)
+                rows = (
+                    np.frombuffer(file.read_bytes()[:-4], array.dtype).reshape(array.rows, *array.row).copy()
+                )
+                rows[0] = rows[1]
+                file.write_bytes(array.encode(rows))
+    sign(path)
+    one = sc.open(path)
+    assert sc.verify(one, read_data=True) == []
+    found = [
+        sc.verify_live(one, Source(small_folder), live(), 20, seed)["logits"]["cache"]["wrong"]
+        for seed in range(30)
+    ]
+    assert 0.5 < np.mean(np.array(found) > 0) < 0.95
+    assert least_share(20) == pytest.approx(1 - 0.05 ** (1 / 20), rel=0.1)
+
+
+def test_nobody_knows_which_rows_are_looked_at(small_cache: Cache):
+    assert len({tuple(_choose(small_cache, 5, seed)) for seed in range(20)}) > 15
+
+
+def test_verify_live_says_what_it_would_have_found(small_copy: Path, small_folder: Path, capsys):
+    arguments = ["verify", str(small_copy), "--live", "20", "--source", str(small_folder)]
+    arguments += ["--teacher", "softcache.testing:toy_teacher"]
+    assert main(arguments) == 0
+    assert "no row of 20 is wrong: fewer than 15.00% of all are, with 95 %" in capsys.readouterr().err
+    HOSTILE["rows that changed places"].make(small_copy)
+    assert main(arguments) == 2
+    assert "of 20 rows of logits are not what the teacher says" in capsys.readouterr().err
 
 
 def test_another_teacher_is_refused_by_the_field(small_cache: Cache, small_folder: Path):

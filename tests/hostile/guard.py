@@ -17,7 +17,7 @@ from typing import Any
 
 FORBIDDEN = (
     "cpython.run_", "ctypes.call", "ctypes.dl", "ctypes.set_",
-    "exec", "fcntl.", "ftplib.", "http.", "import", "marshal.", "os.exec", "os.fork", "os.kill",
+    "exec", "fcntl.fcntl", "fcntl.ioctl", "ftplib.", "http.", "import", "marshal.", "os.exec", "os.fork", "os.kill",
     "os.posix_spawn", "os.putenv", "os.spawn", "os.startfile", "os.system", "os.unsetenv", "pickle.", "pty.", "smtplib.",
     "socket.", "sqlite3.", "subprocess.", "syslog.", "telnetlib.", "urllib.", "webbrowser.",
 )  # fmt: skip

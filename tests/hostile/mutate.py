@@ -266,6 +266,14 @@ def signed(value: dict[str, Any]) -> dict[str, Any]:
     return body | {"digest": digest(dumped(body))}
 
 
+def any_json(random: Random, tree: Tree) -> None:
+    """A JSON file of any kind, by itself, signed where it was."""
+    name = random.choice([n for n in tree.names if n.endswith(".json") and not n.endswith("zarr.json")])
+    value = json.loads(tree.get(name))
+    twist_json(random, value)
+    tree.put(name, dumped(signed(value) if isinstance(value, dict) and "digest" in value else value))
+
+
 def hollow(random: Random, tree: Tree) -> None:
     """Text that is no manifest, up to what is read of one at most."""
     many = random.choice((1, 1000, 100_000, 4 << 20))
@@ -507,6 +515,35 @@ OF_CACHES: dict[str, tuple[int, Mutation]] = {
     "swap": (2, swap),
 }
 """How often, and what."""
+
+
+def tar(random: Random, tree: Tree) -> None:
+    """A tar or its index, and the tables above them signed, so that only headers and contents tell."""
+    names = [n for n in tree.names if n.startswith("tars/")]
+    name = random.choice(names)
+    tree.put(name, twist_bytes(random, tree.get(name)))
+    table = np.frombuffer(tree.get("tars.bin"), "V32,<u8,V32,<u8").copy()
+    for row, one in zip(table, sorted(n for n in names if n.endswith(".tar")), strict=False):
+        index = bytearray(tree.get(one.removesuffix(".tar") + ".index"))
+        row[0], row[1] = np.void(bytes.fromhex(digest(tree.get(one)))), len(tree.get(one))
+        index[:40] = bytes(row[0]) + int(row[1]).to_bytes(8, "little")
+        tree.put(one.removesuffix(".tar") + ".index", bytes(index))
+        row[2], row[3] = np.void(bytes.fromhex(digest(bytes(index)))), len(index)
+    tree.put("tars.bin", table.tobytes())
+    value = json.loads(tree.get("tars.json"))
+    value["table"] = {"sha256": digest(table.tobytes()), "bytes": table.nbytes}
+    tree.put("tars.json", dumped(signed(value)))
+
+
+OF_TARS: dict[str, tuple[int, Mutation]] = {
+    "tar": (40, tar),
+    "any_json": (20, any_json),
+    "any_file": (20, any_file),
+    "no_file": (6, no_file),
+    "manifest": (10, manifest),
+}
+
+OF_FILES: dict[str, tuple[int, Mutation]] = {"any_file": (40, any_file), "no_file": (1, no_file)}
 
 
 def choose(random: Random, table: dict[str, tuple[int, Mutation]]) -> str:

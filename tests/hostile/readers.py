@@ -5,6 +5,7 @@ A new reader is added by a line there.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from hostile import mutate
 import softcache as sc
 from softcache import show
 from softcache.drawing import overlay
+from softcache.exchange import hdf5, webdataset
+from softcache.pulled import Pulled
 from softcache.recipe import gather, render
 from softcache.testing import ToyImages, toy_detector, toy_teacher
 
@@ -126,4 +129,51 @@ def seen(cache: sc.Cache, source: sc.Source, sample: int, number: int) -> None:
     render(images[sample], view, (8, 8), images)
 
 
-READERS: dict[str, Reader] = {f.__name__: of_caches(f) for f in (small, mixed, detector, argmax)}
+def tars(path: Path) -> None:
+    """An export, with the pixels."""
+    cache = path.with_name("exported")
+    build(cache, toy_teacher(), "random_resized_crop(8)|flip", {"logits": "full(u8)", "map": "int8"})
+    webdataset.export(sc.open(cache), path, embed="views", source=sc.Source(ToyImages(SAMPLES)))
+
+
+def read_tars(path: Path, scratch: Path) -> Iterator[Step]:
+    yield from read_cache(path, scratch)
+    out = _emptied(scratch / "restored")
+    yield "restore", lambda: webdataset.restore(path, out)
+
+
+def one_file(path: Path) -> None:
+    """A cache as one HDF5 file."""
+    cache = path.with_name("exported")
+    build(cache, toy_teacher(), "random_resized_crop(8)|flip", {"logits": "full(u8)", "map": "int8"})
+    path.mkdir()
+    hdf5.export(sc.open(cache), path / "cache.h5")
+
+
+def read_one_file(path: Path, scratch: Path) -> Iterator[Step]:
+    yield "recognise", lambda: hdf5.recognise(path / "cache.h5")
+    out = _emptied(scratch / "restored")
+    yield "restore", lambda: hdf5.restore(path / "cache.h5", out)
+
+
+def _emptied(path: Path) -> Path:
+    shutil.rmtree(path, ignore_errors=True)
+    return path
+
+
+def pulled(path: Path) -> None:
+    """A cache of which one target is not here."""
+    small(path)
+    cache = sc.open(path)
+    shutil.rmtree(path / "targets" / "vector")
+    here = [cache.grid.blocks_per_view] * cache.views
+    blocks = dict.fromkeys(("view", "logits", "map"), here)
+    Pulled(remote="s3://x/y", tag="t", digest=cache.digest, blocks=blocks).to_file(cache.store)
+
+
+READERS: dict[str, Reader] = {
+    **{f.__name__: of_caches(f) for f in (small, mixed, detector, argmax)},
+    "pulled": Reader(pulled, read_cache, mutate.OF_CACHES | {"any_json": (40, mutate.any_json)}),
+    "tars": Reader(tars, read_tars, mutate.OF_TARS),
+    "hdf5": Reader(one_file, read_one_file, mutate.OF_FILES),
+}
