@@ -18,7 +18,7 @@ from typing import Any
 REPO = Path(__file__).resolve().parents[1]
 sys.path.append(str(REPO / "tests"))
 
-from hostile.readers import READERS  # noqa: E402
+from hostile.readers import READERS  # noqa: E402  # pyright: ignore[reportMissingImports]
 
 
 def run(reader: str, seconds: float, seed: int) -> dict[str, Any] | None:
