@@ -14,6 +14,9 @@ from softcache.codecs.topk import SparseLogits, Tail, check_tail
 from softcache.errors import CodecError, SpecError
 
 _STEPS = 8  # 2**-5 … 2**2 times the lowest temperature
+# How many steps below the largest logit each cell begins: an eighth wide, then a quarter and a half, from 4 on whole ones.
+_CELLS = np.concatenate([np.arange(8) / 8, 1 + np.arange(4) / 4, 2 + np.arange(5) / 2])
+_FINE = len(_CELLS) - 1
 _NATS, _TAIL = 1 / 64, 10  # step of the others' weight, and its bits
 _ROWS = 512  # encoded at a time: each in a few hundred numbers of eight bytes, times k
 
@@ -23,12 +26,13 @@ class Packed:
     """The ``k`` largest of ``C`` logits, with the largest k of which a row fits in ``bytes``: re-temperable, like ``topk``.
 
     ``row`` holds, bit by bit and the highest bit of a byte first: k, the step, and of the kept classes, in rising order,
-    how far each is from the one before and how many steps it lies above the least of them, both as Rice codes (all
-    unary parts, then all remainders). The ``largest`` is exact; another logit is the middle of its step, and off by
-    at most ``step / 2``. Of the steps from 1/32 to 4 (times the lowest of ``at``) each row has the one that loses least,
-    by its KL summed over ``at``: many classes coarsely, or few of them finely.
-    ``tail`` is for each temperature of ``at`` the log-odds of all others against those that are kept, in ten bits:
-    so many 64ths of a nat below log((C − k) / k), which they cannot exceed; 1023 is that, or less.
+    how far each is from the one before and how many cells it lies above the least of them, both as Rice codes (all
+    unary parts, then all remainders). The largest is exact; another logit is the middle of its cell, and off by at most
+    half of that: cells are a step wide, nearer to the largest (by less than 4 steps) a half to an eighth. Of the steps
+    from 1/32 to 4 (times the lowest of ``at``) each row has the one that loses least, by its KL summed over ``at``: many
+    classes coarsely, or few of them finely.
+    ``tail`` is for each temperature of ``at`` the log-odds of all others against those that are kept, in ten bits: so many
+    64ths of a nat below log((C − k) / k), which they cannot exceed; 1023 is that, or less.
     """
 
     bytes: int
@@ -82,7 +86,7 @@ class Packed:
         for s in range(_STEPS):
             level = self._levels(below[:, : layout.most], np.full(len(values), s))
             fits = layout.fill(ranked, level)
-            loss = sum(cost(fits, -self._distance(level, np.array([[s]]))) for cost in costs)
+            loss = sum(cost(fits, -self._cells(level, np.array([[s]]))[0]) for cost in costs)
             better = loss < best
             best = np.where(better, loss, best)
             k, step = np.where(better, fits, k), np.where(better, s, step)
@@ -98,18 +102,24 @@ class Packed:
         return self.at[0] * 2.0 ** (step - 5)
 
     def _levels(self, below: np.ndarray, step: np.ndarray) -> np.ndarray:
-        """0 for the largest; else which step below it, from 1: int64 ``(n, most)``."""
-        level = np.maximum(np.ceil(below / self._step(step)[:, None]), 1).astype(np.int64)
+        """0 for the largest; else which cell below it, from 1: int64 ``(n, most)``."""
+        steps = below / self._step(step)[:, None]
+        fine = np.searchsorted(_CELLS, np.minimum(steps, _CELLS[-1]))  # a cell ends with its lower edge
+        level = np.maximum(np.where(steps > _CELLS[-1], _FINE + np.ceil(steps - _CELLS[-1]), fine), 1)
         level[:, 0] = 0
-        return level
+        return level.astype(np.int64)
 
-    def _distance(self, level: np.ndarray, step: np.ndarray) -> np.ndarray:
-        return self._step(step) * np.maximum(level - 0.5, 0)
+    def _cells(self, level: np.ndarray, step: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The middles of cells, as distances from the largest, and half their widths."""
+        near = np.minimum(level, _FINE)
+        end = _CELLS[near] + (level - near)
+        begin = np.where(level > _FINE, end - 1, _CELLS[np.maximum(near - 1, 0)])
+        return self._step(step) * (begin + end) / 2, self._step(step) * (end - begin) / 2
 
     def decode(self, fields: Fields, shape: tuple[int, ...]) -> SparseLogits:
         layout = self._layout(shape[0])
         index, level, k, step = layout.read(fields["row"])
-        value = -self._distance(level, step[:, None])
+        value = -self._cells(level, step[:, None])[0]
         value[np.arange(layout.most) >= k[:, None]] = -np.inf
         tail, rest = self.known_tail(shape), np.log(shape[0] - k)[:, None]
         odds = rest - np.log(k)[:, None] - _NATS * unpack(fields["tail"], len(self.at), _TAIL)
@@ -122,9 +132,10 @@ class Packed:
         return Tail(shape[0], tuple(map(float, self.at)), self.tail == "spread")
 
     def bound(self, fields: Fields, shape: tuple[int, ...]) -> np.ndarray:
-        """Of ``value``: ``(n, 1)``."""
-        *_, step = self._layout(shape[0]).read(fields["row"])
-        return self._step(step)[:, None] * (0.5 + 2.0**-20)
+        """Of ``value``."""
+        _, level, _, step = self._layout(shape[0]).read(fields["row"])
+        middle, half = self._cells(level, step[:, None])
+        return half + middle * 2.0**-22
 
 
 class _Cost:
