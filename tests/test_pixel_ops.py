@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 import softcache as sc
 from softcache import canary
-from softcache import manifest as m
 from softcache.errors import DamageError, SpecError
+from softcache.identity import RecipeId
 from softcache.recipe import OPS, Recipe, View, render
 from softcache.recipe.opcodes import DEGREE, FACTOR, FRACTION, GREY, Op
 from softcache.recipe.pixelop import PixelOp
@@ -181,7 +181,7 @@ def test_specs_that_cannot_be_understood(spec: str, says: str):
 def test_a_manifest_cannot_ask_for_more_numbers_than_a_recipe_draws():
     recipe = Recipe("identity", 0).identity() | {"parameters": 1025}
     with pytest.raises(ValueError, match="parameters"):
-        m.RecipeId.model_validate(recipe)
+        RecipeId.model_validate(recipe)
 
 
 # --- any view, any numbers ----------------------------------------------------------------------
