@@ -20,6 +20,7 @@ _HOMES = {
     "View": "recipe",
     "build": "builder",
     "diff": "checker",
+    "extend": "extension",
     "gc": "sharing",
     "import_arrays": "exchange.foreign",
     "open": "several",
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from softcache.drawing import overlay as overlay
     from softcache.errors import SoftcacheError as SoftcacheError
     from softcache.exchange.foreign import import_arrays as import_arrays
+    from softcache.extension import extend as extend
     from softcache.pilot import plan as plan
     from softcache.recipe import Recipe as Recipe
     from softcache.recipe import View as View

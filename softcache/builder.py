@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -19,25 +19,24 @@ from typing import Any
 import numpy as np
 
 from softcache import cache as caches
-from softcache import manifest as m
 from softcache import measure
 from softcache.arrays import keep_view, view_rows
 from softcache.block import Block
 from softcache.cache import Cache
-from softcache.checker import FOREIGN, verify
 from softcache.codecs import NOTHING
 from softcache.errors import SourceError, SpecError, UnreadableImage, counted
 from softcache.finish import finish
 from softcache.job import Job, check, prepare
 from softcache.licences import read as read_licences
+from softcache.mend import reopened
 from softcache.meter import Meter
 from softcache.probes import COUNT
 from softcache.recipe import Recipe, render
 from softcache.rows import Batch, Work, keep
 from softcache.source import Source, find_unreadable
 from softcache.store import Store
-from softcache.targets import is_logits, requests, taps
-from softcache.teachers import Options, layouts_of
+from softcache.targets import Request, is_logits, requests, taps
+from softcache.teachers import Options, Teacher, layouts_of
 from softcache.teachers.classes import aligned
 from softcache.teachers.classes import read as read_classes
 from softcache.teachers.ensemble import assemble
@@ -118,12 +117,7 @@ def build(
     Raises:
         SoftcacheError: of the kinds in :mod:`softcache.errors`; what was committed stays committed.
     """
-    if world < 1 or not 0 <= rank < world:
-        raise SpecError(f"rank {rank} of world {world}: ranks go from 0 to world - 1")
-    if batch < 1 or workers < 1:
-        raise SpecError("batch and workers are at least 1")
-    if label_smoothing is not None and not 0 <= label_smoothing < 1:
-        raise SpecError(f"label_smoothing {label_smoothing}: it is from 0 up to 1, such as 0.1")
+    check_numbers(rank, world, batch, workers, label_smoothing)
     asked, made = requests(targets), Recipe(recipe, seed)
     stated = {what: one for what, one in read_licences(licences).items() if one}
     samples = open_source(source, split, limit, layout, image_column, label_column)
@@ -143,29 +137,62 @@ def build(
         label_smoothing=label_smoothing,
         head=head,
     )
-    say: Callable[[str], None] = _say if progress else _silent
+    say = teller(progress)
     say(samples.describe())
     store = out if isinstance(out, Store) else Store(out)
     who = assemble(teacher, weights, options)
-    heads = {name for name, one in layouts_of(who).items() if one.classes}
-    named = not ignore_labels and any(is_logits(r.name) or r.name in heads for r in asked)
-    who = aligned(who, read_classes(classes), samples.classes if named else None, say)
+    who = in_order(who, asked, classes, None if ignore_labels else samples.classes, say)
     job = prepare(store, samples, who, made, asked, views, block_rows, skip_corrupt, ignore_labels)
     if samples.rotation:
         say(samples.rotation)
     if stretched := _stretched(made, who.input_spec.size):
         say(stretched)
-    meter = Meter(0, show=False)
-    kept = caches.open(store.root).licences if store.exists(m.MANIFEST) else {}
-    _reopen(job, say)
-    if not store.exists(m.MANIFEST):
+    return complete(job, stated, rank, world, workers, progress)
+
+
+def in_order(
+    teacher: Teacher,
+    asked: Iterable[Request],
+    said: str | Path | Sequence[str] | None,
+    wanted: tuple[str, ...] | None,
+    say: Callable[[str], None],
+) -> Teacher:
+    """The teacher with its classes in the order ``wanted``, where something is asked for that has classes; see
+    :func:`softcache.teachers.classes.aligned`. ``said``: its class names, or their file."""
+    heads = {name for name, one in layouts_of(teacher).items() if one.classes}
+    named = any(is_logits(r.name) or r.name in heads for r in asked)
+    return aligned(teacher, read_classes(said), wanted if named else None, say)
+
+
+def check_numbers(
+    rank: int, world: int, batch: int | None, workers: int, label_smoothing: float | None
+) -> None:
+    """Refuse numbers that cannot be."""
+    if world < 1 or not 0 <= rank < world:
+        raise SpecError(f"rank {rank} of world {world}: ranks go from 0 to world - 1")
+    if (batch is not None and batch < 1) or workers < 1:
+        raise SpecError("batch and workers are at least 1")
+    if label_smoothing is not None and not 0 <= label_smoothing < 1:
+        raise SpecError(f"label_smoothing {label_smoothing}: it is from 0 up to 1, such as 0.1")
+
+
+def complete(
+    job: Job, licences: Mapping[str, str], rank: int, world: int, workers: int, progress: bool
+) -> Cache:
+    """Compute what is missing of a job's part, and put it into the manifest, with the licences that are stated.
+
+    Returns the cache that is then there.
+    """
+    store, say, meter = job.store, teller(progress), Meter(0, show=False)
+    job = reopened(job, say)
+    if job.sealed is None or any(not store.exists(job.part.receipt(block)) for block in job.grid.blocks()):
         meter = _build_blocks(job, rank, world, workers, progress, say)
     else:
         say(f"{store.root} is complete: 0 rows through the teacher")
     pace = meter.pace()
-    finish(job, stated | kept)
+    finish(job, licences)
     cache = caches.open(store.root)
-    if {**cache.licences, **stated} != cache.licences:
+    if {**cache.licences, **licences} != cache.licences:
         say(
             "NOTE: the cache was finished before, and keeps the licences it has: softcache licence states others"
         )
@@ -182,30 +209,9 @@ def _stretched(recipe: Recipe, size: tuple[int, int]) -> str:
     return f"NOTE: the recipe's views are {views} and the teacher sees {seen}: they are stretched"
 
 
-def _reopen(job: Job, say: Callable[[str], None]) -> None:
-    """Take back the receipts of a finished cache's blocks that miss a file, so that they are made anew."""
-    if not job.store.exists(m.MANIFEST):
-        return
-    found = verify(caches.open(job.store.root))
-    damaged = [d for d in found if d.problem != FOREIGN and not d.file.endswith("zarr.json")]
-    if not damaged:
-        return
-    say(
-        f"{counted(len(damaged), 'file')} of the cache missing or cut, for example {damaged[0].file}: making them anew"
-    )
-    job.store.path(m.MANIFEST).unlink()
-    blocks = {(d.view, d.shard) for d in damaged if d.view is not None and d.shard is not None}
-    receipts = {job.part.receipt(job.grid.block(view, shard)) for view, shard in blocks}
-    for name in receipts | {d.file for d in damaged if d.file.startswith("receipts/v")}:
-        job.store.path(name).unlink(missing_ok=True)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def _silent(text: str) -> None:
-    pass
+def teller(progress: bool) -> Callable[[str], None]:
+    """Prints lines on stderr, or does nothing."""
+    return (lambda text: print(text, file=sys.stderr, flush=True)) if progress else (lambda text: None)
 
 
 def open_source(
@@ -268,8 +274,9 @@ def _groups(job: Job, world: int) -> list[list[Block]]:
     grid, (height, width) = job.grid, job.teacher.input_spec.size
     encoded = grid.block_rows * sum(a.row_bytes for a in job.arrays)
     pixels = 2 * job.batch * height * width * 3  # a batch at the teacher, and the next one
-    most = min(_TOGETHER // (encoded + pixels), grid.views * grid.blocks_per_view // world)
-    parts = np.array_split(np.arange(grid.views), -(-grid.views // max(1, most)))
+    most = min(_TOGETHER // (encoded + pixels), (grid.views - grid.first) * grid.blocks_per_view // world)
+    views = np.arange(grid.first, grid.views)
+    parts = np.array_split(views, -(-len(views) // max(1, most)))
     every = range(grid.blocks_per_view)
     return [[grid.block(v, index) for v in views.tolist()] for views in parts for index in every]
 
@@ -351,7 +358,9 @@ def _rendered(
 def _claimed(job: Job, block: Block, claims: ExitStack) -> Work | None:
     """The block on its way; None where another builder has it, or had it."""
     claim = claims.enter_context(ExitStack())
-    if claim.enter_context(job.store.claim(block.name)) and not job.store.exists(job.part.receipt(block)):
+    if claim.enter_context(job.store.claim(job.part.claim(block))) and not job.store.exists(
+        job.part.receipt(block)
+    ):
         return Work(block, job.grid.samples_of(block), claim)
     claim.close()
     return None

@@ -95,7 +95,7 @@ class Cache:
         replayable: is it known what the teacher saw? Where it is not, views are whole images.
         identity: what was built, as plain JSON values; targets and views are those of all parts, the rest is part 0's.
         parts: what it was made of, see :mod:`softcache.parts`.
-        manifest: None while the build is unfinished.
+        manifest: None while the build is unfinished. sealed: what it says of each part.
         tars: where its rows lie, of an export to WebDataset; else None.
         pulled: what is here of it, see :mod:`softcache.pulled`; None for all.
         teacher_rows: rows that a teacher answered in the very call of ``build`` that returned this; 0 when opened.
@@ -113,6 +113,7 @@ class Cache:
         self.parts: tuple[Part, ...] = follow(
             [identity, *(p.identity for p in manifest.parts)] if manifest else [identity]
         )
+        self.sealed: tuple[m.Sealed, ...] = (manifest, *manifest.parts) if manifest else ()
         self._identity = whole = _whole(self.parts)
         self._where = str(store.root)  # in messages
         self.identity: dict[str, Any] = whole.model_dump(mode="json")
@@ -224,10 +225,9 @@ class Cache:
         """What was measured, of all parts. :class:`NotBuilt` while there is no manifest."""
         if self.manifest is None:
             raise NotBuilt(f"{self.path} is not finished: run the same build-cache command again")
-        parts = (self.manifest, *self.manifest.parts)
-        return m.together(
-            [(p.grid.views - p.grid.first, s.report) for p, s in zip(self.parts, parts, strict=True)]
-        )
+        views = [part.grid.views - part.grid.first for part in self.parts]
+        whose = [part.named for part in self.parts]
+        return m.together([(v, w, s.report) for v, w, s in zip(views, whose, self.sealed, strict=True)])
 
     def teacher(self, target: str) -> dict[str, Any]:
         """Who said a target: the identity of its teacher, as plain JSON values."""
@@ -238,8 +238,7 @@ class Cache:
     @property
     def constants(self) -> dict[str, m.Constant]:
         """Its constant arrays by path, those of parts below ``parts/NUMBER/``; none while it is being built."""
-        parts = (self.manifest, *self.manifest.parts) if self.manifest else ()
-        return {path: one for part in parts for path, one in part.constants.items()}
+        return {path: one for part in self.sealed for path, one in part.constants.items()}
 
     def constant(self, path: str) -> np.ndarray:
         """A constant array of the cache (``ids/offsets``, ``canary/pixels``), mapped."""
@@ -404,7 +403,7 @@ class Cache:
         """Digest and size of every file of a part: ``(blocks, arrays + 1)`` of :data:`softcache.manifest.ENTRY`."""
         if self.manifest is None:
             raise NotBuilt(f"{self.path} is not finished: it has no table of files yet")
-        one, sealed = self.parts[part], (self.manifest, *self.manifest.parts)[part]
+        one, sealed = self.parts[part], self.sealed[part]
         grid, name = one.grid, one.table_file
         blocks = grid.blocks_per_view * (grid.views - grid.first)
         size = blocks * (len(one.arrays) + 1) * m.ENTRY.itemsize

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,16 +16,18 @@ from softcache import manifest as m
 from softcache.cache import Cache
 from softcache.errors import DamageError, MismatchError, NotBuilt
 from softcache.identity import differences
-from softcache.inventory import File
 from softcache.keyed import draws
+from softcache.parts import Part, by
 from softcache.probe import answers
 from softcache.probes import Probes
 from softcache.recipe import gather, render
 from softcache.source import Source
 from softcache.targets import Items
 from softcache.teachers import Teacher
+from softcache.teachers.named import called
 
 FOREIGN = "is no file of this cache"
+_DECIDING = ("members", "weights", "input_spec", "flip_tta", "columns")  # what tells teachers from each other
 
 
 @dataclass(frozen=True)
@@ -68,11 +71,10 @@ def verify(cache: Cache | str | Path, *, read_data: bool = False) -> list[Damage
     cache = cache if isinstance(cache, Cache) else caches.open(cache)
     if cache.manifest is None:
         raise NotBuilt(f"{cache.path} is not finished: run the same build-cache command again, then verify")
-    try:
-        expected = list(inventory.files(cache))
-    except DamageError as e:
-        return [Damage(cache.parts[0].table_file, str(e))]
-    found, known = [], {m.MANIFEST, pulled.FILE, *(one.file for one in expected)}
+    if lost := list(_lost_tables(cache)):
+        return lost  # nothing can be told of the rest
+    expected, found = list(inventory.files(cache)), []
+    known = {m.MANIFEST, pulled.FILE, *(one.file for one in expected)}
     if cache.tars:
         whole = {one.file: one.entry for one in expected if one.shard is not None}
         expected = [one for one in expected if one.shard is None and one.content is None]
@@ -82,64 +84,63 @@ def verify(cache: Cache | str | Path, *, read_data: bool = False) -> list[Damage
     for one in expected:
         if here and not here.has(one) and not cache.store.exists(one.file):
             continue
-        problem = _problem(cache, one, read_data)
+        problem = inventory.problem(cache, one, read_data)
         if problem:
             found.append(Damage(one.file, problem, one.target, one.field, one.view, one.shard))
     foreign = [name for name in cache.store.names() if name not in known]
-    if foreign and (part := inventory.begun(cache)):
-        foreign = [name for name in foreign if not inventory.expects(part, name)]
-    return found + [Damage(name, FOREIGN) for name in foreign]
+    return found + [Damage(name, FOREIGN) for name in inventory.unexpected(cache, foreign)]
 
 
-def _problem(cache: Cache, expected: File, read_data: bool) -> str | None:
-    try:
-        size = cache.store.size(expected.file)
-        if size is None:
-            return "is missing"
-        if size != expected.entry.bytes:
-            return f"has {size:,} bytes and should have {expected.entry.bytes:,}"
-        if read_data and cache.store.digest(expected.file) != expected.entry.sha256:
-            return "its content is not what was written (sha256 differs)"
-    except DamageError as e:  # a folder above it is a link, the disk cannot read it
-        return str(e)
-    return None
+def _lost_tables(cache: Cache) -> Iterator[Damage]:
+    for part in cache.parts:
+        try:
+            cache.table(part.number)
+        except DamageError as e:
+            yield Damage(part.table_file, str(e))
 
 
 # -- against a living teacher ------------------------------------------------------------------------------
 
 
 def verify_live(
-    cache: Cache, source: Source, teacher: Teacher, rows: int, seed: int | None = None
+    cache: Cache,
+    source: Source,
+    teacher: Teacher,
+    rows: int,
+    seed: int | None = None,
+    name: str | None = None,
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Run the teacher again on ``rows`` rows of the cache.
 
     Args:
         rows: how many, drawn anew each time, so that nobody can know which will be looked at; with a ``seed`` by that.
+        name: which teacher it is, of a cache that has several; the first that it may be, by default.
 
     Returns:
         target → ``{"cache": {...}, "control": {...}}``: the number of rows that are ``wrong``, not what the teacher says of
         these views (see :func:`_wrong`), and the mean fidelity (see :func:`softcache.measure.fidelity`; of
         logits also how often the class agrees, and the cosine) of the cached values to what the teacher says now, and
-        beside it of the teacher to itself when the same rows come in other batches: what no cache can beat.
+        beside it of the teacher to itself when the same rows come in other batches: what no cache can beat. Of an extended
+        cache those targets alone that this teacher made.
 
     Raises:
-        MismatchError: source or teacher are not those of the cache.
+        MismatchError: the source is not that of the cache, or the teacher none of its teachers.
     """
     cache.require_replayable("verify --live")
     pairing = canary.pair(cache, source)
-    ours, theirs = cache.identity["teacher"], teacher.identity().model_dump(mode="json")
-    for key in ("members", "weights", "input_spec", "flip_tta", "columns"):
-        if ours.get(key) != theirs.get(key):
-            raise MismatchError(
-                f"the teacher is not the one of the cache: its {key} is {theirs.get(key)} and was {ours.get(key)}"
-            )
+    parts = _parts_of(cache, teacher, name)
+    ours, teacher = parts[0].identity.teacher, called(teacher, parts[0].named)
     chosen = _choose(cache, rows, secrets.randbits(64) if seed is None else seed)
-    pixels, given = _seen(cache, source, pairing.index, chosen, teacher.input_spec.size)
-    live = answers(teacher, pixels, ours["batch"], **given)
+    probing = next((p.identity for p in parts if p.identity.probes), parts[0].identity)
+    asked = Probes.of(
+        probing.model_dump(mode="json"), cache.ids, lambda i: source.boxes(int(pairing.index[i]))
+    )
+    pixels, given = _seen(cache, source, pairing.index, chosen, teacher.input_spec.size, asked)
+    live = answers(teacher, pixels, ours.batch, **given)
     turned = {name: values[::-1] for name, values in given.items()}
-    control = answers(teacher, pixels[::-1], max(1, ours["batch"] // 2 + 1), **turned)
+    control = answers(teacher, pixels[::-1], max(1, ours.batch // 2 + 1), **turned)
     found = {}
-    for name, target in cache.targets.items():
+    for name, target in {n: t for part in parts for n, t in part.targets.items()}.items():
         if target.tap not in live or live[target.tap].shape[1:] != target.shape:
             gives = live[target.tap].shape[1:] if target.tap in live else "nothing"
             raise MismatchError(
@@ -154,6 +155,21 @@ def verify_live(
         for side, values in (("cache", kept), ("control", again)):
             found[name][side]["wrong"] = float(_wrong(said, values, lost).sum())
     return found
+
+
+def _parts_of(cache: Cache, teacher: Teacher, name: str | None) -> tuple[Part, ...]:
+    """The parts of a cache that this teacher made, all under one name."""
+    theirs, refusals = teacher.identity(), {}
+    for part in cache.parts if name is None else by(cache.parts, name):
+        ours = part.identity.teacher
+        differing = (k for k in _DECIDING if getattr(ours, k) != getattr(theirs, k))
+        key = next(differing, None)
+        if key is None:
+            return by(cache.parts, part.named)
+        refusals[part.named] = f"its {key} is {getattr(theirs, key)} and was {getattr(ours, key)}"
+    whose = "; ".join(f"{why} of {named!r}" if named else why for named, why in refusals.items())
+    several = " (say which one is meant with --as NAME)" if len(refusals) > 1 else ""
+    raise MismatchError(f"the teacher is not the one of the cache: {whose}{several}")
 
 
 def _wrong(said: list[Any], kept: list[Any], lost: list[Any]) -> np.ndarray:
@@ -195,11 +211,15 @@ def _choose(cache: Cache, rows: int, seed: int) -> list[tuple[int, int]]:
 
 
 def _seen(
-    cache: Cache, source: Source, index: np.ndarray, chosen: list[tuple[int, int]], size: tuple[int, int]
+    cache: Cache,
+    source: Source,
+    index: np.ndarray,
+    chosen: list[tuple[int, int]],
+    size: tuple[int, int],
+    asked: Probes | None,
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """What the teacher saw, and what it was given besides."""
     pixels, boxes = np.empty((len(chosen), *size, 3), np.uint8), []
-    asked = Probes.of(cache.identity, cache.ids, lambda i: source.boxes(int(index[i])))
     for i, (sample, k) in enumerate(chosen):
         view = cache.read_views(k, np.array([sample]))[0]
         images = gather(sample, view, lambda i: source.image(int(index[i])))
@@ -237,6 +257,10 @@ def diff(a: Cache, b: Cache, rows: int = 64) -> dict[str, Any]:
         "both"}, "values": {target: fidelity of b to a}}``; the values are of up to ``rows`` keyed rows that both hold.
     """
     identity = differences(a.identity, b.identity)
+    for name in (n for n in a.targets if n in b.targets):
+        ours, theirs = (one.teacher(name) for one in (a, b))
+        if ours != a.identity["teacher"] or theirs != b.identity["teacher"]:
+            identity += differences(ours, theirs, f"teacher of {name}")
     theirs, ours = set(b.ids), set(a.ids)
     both = [i for i in a.ids if i in theirs]
     found = {

@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
-from softcache import exchanging, flags, moving, publishing
+from softcache import exchanging, extending, flags, moving, publishing
 from softcache.errors import SoftcacheError, SpecError, nearest, printable
 from softcache.options import read_yaml
 
@@ -99,6 +99,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     verify.add_argument("--live", type=int, metavar="N", help="run the teacher on N rows and compare")
     for name in _LIVE_FLAGS:
         flags.add(verify, name, default=None)
+    verify.add_argument(
+        "--as", dest="called", metavar="NAME", help="which teacher of an extended cache it is"
+    )
     verify.set_defaults(run=_verify)
 
     diff = commands.add_parser("diff", help="where two caches differ")
@@ -106,10 +109,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     diff.add_argument("b", type=Path)
     diff.set_defaults(run=_diff)
 
+    extending.add(commands)
     publishing.add(commands)
     exchanging.add(commands)
     moving.add(commands)
-    for one in (show, verify, diff):
+    for one in (show, verify, diff, commands.choices["extend"]):
         one.add_argument("--json", action="store_true", help="one JSON value on stdout")
     arguments = parser.parse_args(argv)
     return _run(lambda: arguments.run(arguments))
@@ -159,7 +163,7 @@ def _build(arguments: argparse.Namespace) -> int:
 
     exchanging.check_format(arguments)
     options = _options(arguments)
-    cache = _validated(build)(arguments.out, **options)
+    cache = flags.validated(build)(arguments.out, **options)
     exchanging.after_build(cache, arguments, options)
     if arguments.json:
         print(json.dumps(summary(cache) | {"teacher_rows": cache.teacher_rows}, indent=2))
@@ -185,7 +189,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     def valid(out: Any, **options: Any) -> dict[str, Any]:
         return options
 
-    options = _validated(valid)("", **_options(arguments))
+    options = flags.validated(valid)("", **_options(arguments))
     try:
         found = plan(arguments.out, pilot=arguments.pilot, epochs=arguments.epochs, **options)
     except KeyboardInterrupt:
@@ -201,25 +205,6 @@ def _read_config(path: Path) -> dict[str, Any]:
         if key not in flags.BUILD:
             raise SpecError(f"the config {path} has the unknown key {key!r}{nearest(key, flags.BUILD)}")
     return {key: flags.from_yaml(key, value) for key, value in options.items()}
-
-
-def _validated(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function with its arguments checked against its annotations."""
-    import pydantic
-
-    # Annotations name classes that the module imports lazily; pydantic resolves them in its namespace.
-    checked = pydantic.validate_call(config={"arbitrary_types_allowed": True})(function)
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return checked(*args, **kwargs)
-        except pydantic.ValidationError as e:
-            if e.title != function.__name__:
-                raise
-            name = str(e.errors()[0]["loc"][0])
-            raise SpecError(f"{flags.spelled(name)}: {flags.refusal(name, kwargs[name])}") from None
-
-    return call
 
 
 # -- show, verify, diff ------------------------------------------------------------------------------------
@@ -286,9 +271,9 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 def _verify_live(arguments: argparse.Namespace, cache: Any) -> int:
     from softcache.checker import least_share, verify_live
-    from softcache.targets import taps
-    from softcache.teachers import Options
+    from softcache.parts import by
     from softcache.teachers.ensemble import assemble
+    from softcache.teachers.named import options_like
 
     for name in ("source", "teacher"):
         if getattr(arguments, name) is None:
@@ -299,11 +284,11 @@ def _verify_live(arguments: argparse.Namespace, cache: Any) -> int:
     said = {
         k: getattr(arguments, k) for k in ("allow_pickle", "device", "input_size", "mean", "std", "color")
     }
-    was = cache.identity["teacher"]
-    said["expected"] = None if was.get("members") else was["weights"]
-    options = Options.like(was, taps=taps(cache.targets.values()), **said)
-    teacher = assemble(arguments.teacher, arguments.weights, options)
-    found = verify_live(cache, source, teacher, arguments.live)
+    name = arguments.called or ""
+    teacher = assemble(arguments.teacher, arguments.weights, options_like(by(cache.parts, name), **said))
+    found = verify_live(cache, source, teacher, arguments.live, name=name)
+    if left := [target for target in cache.targets if target not in found]:
+        print(f"left out, of other teachers (--as NAME): {', '.join(left)}", file=sys.stderr)
     wrong = {name: int(sides["cache"]["wrong"]) for name, sides in found.items() if sides["cache"]["wrong"]}
     rows = min(arguments.live, cache.views * (cache.samples - len(cache.invalid)))
     for name, count in wrong.items():

@@ -8,13 +8,15 @@ from collections.abc import Mapping
 import numpy as np
 
 from softcache import cache as caches
-from softcache import canary, measure, probe, shown, spec
+from softcache import canary, measure, probe, shown
 from softcache import manifest as m
 from softcache.arrays import constant
+from softcache.beginning import ids_arrays
 from softcache.block import Block
-from softcache.errors import DamageError, SourceError
+from softcache.errors import DamageError, SourceError, SpecError
 from softcache.inventory import metadata
-from softcache.job import Job, ids_arrays
+from softcache.job import Job
+from softcache.mend import put_again
 from softcache.recipe import render
 from softcache.teachers import constants_of
 from softcache.zarrfile import Array
@@ -23,38 +25,19 @@ from softcache.zarrfile import Array
 def finish(job: Job, licences: Mapping[str, str] | None = None) -> None:
     """All receipts are there: write what follows from them. One builder at a time; another waits, and finds it done.
 
-    ``licences`` go into the manifest of a new cache.
+    ``licences`` that were stated go into a manifest that is written.
     """
     while True:
         with job.store.claim("manifest") as mine:
             if mine:
                 if not _written(job):
-                    _write_manifest(job, licences)
+                    _write_manifest(job, licences or {})
+                elif job.sealed:
+                    _mend(job, job.sealed)
                 _write_metadata(job)
                 break
         time.sleep(0.05)
     job.store.drop_claims()
-
-
-def _write_manifest(job: Job, licences: Mapping[str, str] | None) -> None:
-    """The manifest of a new cache, or of one that has a part more."""
-    if job.part.number == 0:
-        invalid, sealed = _seal(job)
-        manifest = m.Manifest.model_validate(
-            {"format": "softcache", "invalid": invalid, "licences": licences or {}, **dict(sealed)}
-        )
-    else:
-        manifest = caches.open(job.store.root).manifest
-        assert manifest is not None
-        invalid, sealed = _seal(job)
-        if invalid != manifest.invalid:
-            one = job.source.ids[min({*invalid} ^ {*manifest.invalid})]
-            raise SourceError(
-                f"the image {one!r} can be read now and could not when the cache was built, or the other way round: "
-                "extend it from the images it was built from"
-            )
-        manifest = manifest.model_copy(update={"parts": [*manifest.parts, sealed]})
-    job.store.put(m.MANIFEST, manifest.signed().to_bytes())
 
 
 def _written(job: Job) -> bool:
@@ -64,30 +47,70 @@ def _written(job: Job) -> bool:
     return len(caches.open(job.store.root).parts) > job.part.number
 
 
-def _seal(job: Job) -> tuple[list[int], m.Sealed]:
-    """Write what follows from a part's receipts. Returns the samples that are invalid, and its place in the manifest."""
-    part = job.part
-    receipts = [_whole(job, block) for block in part.grid.blocks()]
+def _write_manifest(job: Job, licences: Mapping[str, str]) -> None:
+    """The manifest of a new cache, or of one that has a part more. What was stated of the teacher does not hold for another
+    one."""
+    receipts = [_whole(job, block) for block in job.grid.blocks()]
     invalid = sorted({i for receipt, _ in receipts for i in receipt.invalid})
-    first = [*ids_arrays(job.source.ids), *_canaries(job, invalid)] if part.number == 0 else []
+    if job.part.number == 0:
+        sealed = dict(_seal(job, receipts, invalid))
+        manifest = m.Manifest.model_validate(
+            {"format": "softcache", "invalid": invalid, "licences": {**licences}, **sealed}
+        )
+    else:
+        before = caches.open(job.store.root).manifest
+        assert before is not None
+        if invalid != before.invalid:
+            one = job.source.ids[min({*invalid} ^ {*before.invalid})]
+            raise SourceError(
+                f"the image {one!r} can be read now and could not when the cache was built, or the other way round: "
+                "extend it from the images it was built from"
+            )
+        parts = [*before.parts, _seal(job, receipts, invalid)]
+        another = job.part.named not in {part.identity.named for part in (before, *before.parts)}
+        kept = {what: one for what, one in before.licences.items() if what != "teacher" or not another}
+        manifest = before.model_copy(update={"parts": parts, "licences": kept | dict(licences)})
+    data = manifest.signed().to_bytes()
+    if len(data) > m.MAX_JSON:
+        raise SpecError(
+            f"the manifest of {job.store.root} would have {len(data):,} bytes, and at most {m.MAX_JSON:,} are read: it has "
+            "too many parts, or class names; build a new cache"
+        )
+    job.store.put(m.MANIFEST, data)
+
+
+def _seal(job: Job, receipts: list[tuple[m.Receipt, bytes]], invalid: list[int]) -> m.Sealed:
+    """Write what follows from a part's receipts. Returns its place in the manifest."""
     constants = {}
-    for array, values in [*first, *_constants(job)]:
+    for array, values in _constants(job, invalid):
         data = array.encode(values)
         if not job.store.exists(array.file()) or job.store.get(array.file()) != data:
             job.store.put(array.file(), data)
-        constants[array.path] = m.Constant(
-            sha256=spec.digest(data), bytes=len(data), dtype=array.dtype, shape=list(array.shape)
-        )
+        entry = m.Entry.of(data).model_dump()
+        constants[array.path] = m.Constant(**entry, dtype=array.dtype, shape=list(array.shape))
     table = m.pack_table(receipts)
-    job.store.put(part.table_file, table)
-    identity = part.identity.to_bytes()
-    return invalid, m.Sealed(
-        identity=part.identity,
+    job.store.put(job.part.table_file, table)
+    return m.Sealed(
+        identity=job.identity,
         constants=constants,
-        identity_file=m.Entry(sha256=spec.digest(identity), bytes=len(identity)),
-        files=m.Entry(sha256=spec.digest(table), bytes=len(table)),
-        report=measure.report([r for r, _ in receipts], part.targets, probe.equivariance(job, invalid)),
+        identity_file=m.Entry.of(job.identity.to_bytes()),
+        files=m.Entry.of(table),
+        report=measure.report([r for r, _ in receipts], job.targets, probe.equivariance(job, invalid)),
     )
+
+
+def _mend(job: Job, sealed: m.Sealed) -> None:
+    """Put again what is missing of a part's files, but for those of its blocks."""
+    store, names = job.store, {c.array(path).file(): c for path, c in sealed.constants.items()}
+    if any(store.size(name) != entry.bytes for name, entry in names.items()):
+        invalid = caches.open(store.root).invalid.tolist()
+        for array, values in _constants(job, invalid):
+            if array.file() in names:
+                put_again(job, array.file(), array.encode(values), names[array.file()])
+    if job.table is None:
+        table = m.pack_table([_whole(job, block) for block in job.grid.blocks()])
+        put_again(job, job.part.table_file, table, sealed.files)
+    put_again(job, job.part.identity_file, job.identity.to_bytes(), sealed.identity_file)
 
 
 def _whole(job: Job, block: Block) -> tuple[m.Receipt, bytes]:
@@ -119,11 +142,14 @@ def _canaries(job: Job, invalid: list[int]) -> list[tuple[Array, np.ndarray]]:
     return [(constant(f"canary/{n}", v.shape, v.dtype.name), v) for n, v in named.items()]
 
 
-def _constants(job: Job) -> list[tuple[Array, np.ndarray]]:
-    """What the teacher has that is the same for every image."""
-    offered = constants_of(job.teacher).items()
-    path = job.part.constant
-    return [(constant(path(f"constants/{n}"), v.shape, v.dtype.name), v) for n, v in offered]
+def _constants(job: Job, invalid: list[int]) -> list[tuple[Array, np.ndarray]]:
+    """Ids and canaries, of the first part; and what the teacher has that is the same for every image."""
+    path, first = job.part.constant, job.part.number == 0
+    offered = [
+        (constant(path(f"constants/{n}"), v.shape, v.dtype.name), v)
+        for n, v in constants_of(job.teacher).items()
+    ]
+    return [*ids_arrays(job.source.ids), *_canaries(job, invalid), *offered] if first else offered
 
 
 def _write_metadata(job: Job) -> None:

@@ -149,3 +149,22 @@ def from_yaml(key: str, value: Any) -> Any:
         return _reader(key)(value)
     except argparse.ArgumentTypeError as e:
         raise SpecError(f"{spelled(key)}: {e}") from None
+
+
+def validated(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function with its arguments checked against its annotations."""
+    import pydantic
+
+    # Annotations name classes that the module imports lazily; pydantic resolves them in its namespace.
+    checked = pydantic.validate_call(config={"arbitrary_types_allowed": True})(function)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return checked(*args, **kwargs)
+        except pydantic.ValidationError as e:
+            if e.title != function.__name__:
+                raise
+            name = str(e.errors()[0]["loc"][0])
+            raise SpecError(f"{spelled(name)}: {refusal(name, kwargs[name])}") from None
+
+    return call

@@ -35,6 +35,7 @@ Many = Annotated[
 Sha = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0, le=1 << 48)]
 Pixels = Annotated[int, Field(ge=1, le=1 << 15)]
+TeacherName = Annotated[str, Field(pattern=r"^([A-Za-z_][A-Za-z0-9_-]{0,31})?$")]
 
 
 class Model(BaseModel):
@@ -127,6 +128,16 @@ class TeacherId(Model):
     label_smoothing: FiniteFloat | None = None
     head: str | None = None
 
+    def unlike(self, other: TeacherId) -> list[tuple[str, Any, Any]]:
+        """Where another is another teacher, or the same one run otherwise: :func:`differences`. Neither the processor counts
+        nor the file's format, nor ``answer``, which is of the targets that were asked for."""
+        beside = {"processor", "weights_format", "answer"}
+        mine, theirs = (one.model_dump(mode="json", exclude=beside) for one in (self, other))
+        for one in (mine, theirs):
+            for member in one.get("members") or ():
+                member.pop("weights_format")
+        return differences(mine, theirs)
+
 
 class LayoutId(Model):
     """See :class:`softcache.targets.Layout`, which checks more."""
@@ -176,9 +187,12 @@ class GridId(Model):
 
 
 class Identity(Model):
-    """Everything that changes a cache's values, and nothing else."""
+    """Everything that changes a cache's values, and nothing else.
 
-    ADDED = frozenset({"probes"})
+    ``named``: of a part by another teacher than the cache's first, what it is called; ``big`` says ``big.logits``.
+    """
+
+    ADDED = frozenset({"probes", "named"})
 
     version: tuple[int, int]
     source: SourceId
@@ -188,6 +202,7 @@ class Identity(Model):
     grid: GridId
     libraries: dict[str, str]
     probes: ProbesId | None = None
+    named: TeacherName = ""
 
     @cached_property
     def digest(self) -> str:
@@ -212,3 +227,14 @@ def differences(a: Any, b: Any, path: str = "") -> list[tuple[str, Any, Any]]:
             found += differences(a.get(key), b.get(key), f"{path}.{key}" if path else str(key))
         return found
     return [] if a == b else [(path, a, b)]
+
+
+def told(found: list[tuple[str, Any, Any]]) -> str:
+    """Some :func:`differences` in words."""
+    some = "; ".join(f"{path} is {_short(a)} there and {_short(b)} here" for path, a, b in found[:4])
+    return some + (f" (and {len(found) - 4} more)" if len(found) > 4 else "")
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else text[:57] + "…"

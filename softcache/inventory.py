@@ -6,10 +6,13 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from softcache import cache as caches
 from softcache import manifest as m
 from softcache import spec
 from softcache.cache import Cache
+from softcache.errors import DamageError, MismatchError
 from softcache.parts import Part, identity_file, next_part, refuses
 from softcache.zarrfile import Array, group_metadata, groups
 
@@ -44,24 +47,41 @@ def files(cache: Cache) -> Iterator[File]:
         DamageError: a table of files is missing or damaged.
     """
     tables = [cache.table(part.number) for part in cache.parts]  # first of all: nothing can be told without
-    manifest = cache.manifest
-    assert manifest is not None
-    for part, sealed, table in zip(cache.parts, (manifest, *manifest.parts), tables, strict=True):
-        yield File(part.identity_file, sealed.identity_file)
-        for path, constant in sorted(sealed.constants.items()):
-            yield File(constant.array(path).file(), constant)
-        for block, entries in zip(part.grid.blocks(), table, strict=True):
-            *shards, receipt = (
-                m.Entry(sha256=bytes(e["sha256"]).hex(), bytes=int(e["bytes"])) for e in entries
-            )
-            for array, entry in zip(part.arrays, shards, strict=True):
-                target, _, field = array.path.removeprefix("targets/").rpartition("/")
-                name = array.file(block.view, block.index)
-                yield File(name, entry, target, field, block.view, block.index)
-            yield File(part.receipt(block), receipt, view=block.view, shard=block.index)
-        yield File(part.table_file, sealed.files)
+    for number, table in enumerate(tables):
+        yield from of_part(cache, number, table)
     for name, data in metadata(cache.arrays.values(), cache.constants).items():
         yield File(name, m.Entry(sha256=spec.digest(data), bytes=len(data)), content=data)
+
+
+def of_part(cache: Cache, number: int, table: np.ndarray | None = None) -> Iterator[File]:
+    """Those of one part; without those of its blocks where the ``table`` is lost. Raises as :func:`files`."""
+    part, sealed = cache.parts[number], cache.sealed[number]
+    yield File(part.identity_file, sealed.identity_file)
+    for path, constant in sorted(sealed.constants.items()):
+        yield File(constant.array(path).file(), constant)
+    for block, entries in zip(part.grid.blocks(), () if table is None else table, strict=table is not None):
+        *shards, receipt = (m.Entry(sha256=bytes(e["sha256"]).hex(), bytes=int(e["bytes"])) for e in entries)
+        for array, entry in zip(part.arrays, shards, strict=True):
+            target, _, field = array.path.removeprefix("targets/").rpartition("/")
+            name = array.file(block.view, block.index)
+            yield File(name, entry, target, field, block.view, block.index)
+        yield File(part.receipt(block), receipt, view=block.view, shard=block.index)
+    yield File(part.table_file, sealed.files)
+
+
+def problem(cache: Cache, file: File, read_data: bool = False) -> str | None:
+    """What is wrong with a file, in words; with ``read_data`` its content, too."""
+    try:
+        size = cache.store.size(file.file)
+        if size is None:
+            return "is missing"
+        if size != file.entry.bytes:
+            return f"has {size:,} bytes and should have {file.entry.bytes:,}"
+        if read_data and cache.store.digest(file.file) != file.entry.sha256:
+            return "its content is not what was written (sha256 differs)"
+    except DamageError as e:  # a folder above it is a link, the disk cannot read it
+        return str(e)
+    return None
 
 
 def metadata(arrays: Iterable[Array], constants: Mapping[str, m.Constant]) -> dict[str, bytes]:
@@ -72,24 +92,35 @@ def metadata(arrays: Iterable[Array], constants: Mapping[str, m.Constant]) -> di
 
 
 def begun(cache: Cache) -> Part | None:
-    """The part that is being added to a finished cache; None where there is none."""
+    """The part that is being added to a finished cache; None where there is none, or what began is none."""
     number = len(cache.parts)
     if not cache.store.exists(identity_file(number)):
         return None
-    identity = caches.read_identity(cache.store, number)
+    try:
+        identity = caches.read_identity(cache.store, number)
+    except (DamageError, MismatchError):
+        return None
     return None if refuses(cache.parts, identity) else next_part(cache.parts, identity)
 
 
-def expects(part: Part, name: str) -> bool:
-    """May a file of this name be there while the part is being made? Its constants are written last."""
-    if name in (part.identity_file, part.table_file):
+def unexpected(cache: Cache, names: Iterable[str]) -> list[str]:
+    """Those of these files that do not belong to the part that is being added."""
+    part = begun(cache)
+    if part is None:
+        return list(names)
+    arrays = {array.path: array for array in part.arrays}
+    return [name for name in names if not _expects(part, arrays, name)]
+
+
+def _expects(part: Part, arrays: Mapping[str, Array], name: str) -> bool:
+    """May a file of this name be there while the part is being made?"""
+    if name in (part.identity_file, part.table_file) or name.startswith(part.constant("constants/")):
         return True
-    grid, arrays = part.grid, {array.path: array for array in part.arrays}
     path, _, file = name.rpartition("/")
     place = _PLACE.fullmatch(file)  # the names are not listed: a part may have any number of blocks
     if place is None:
         return False
-    view, index = (int(n) for n in place.groups() if n is not None)
+    grid, (view, index) = part.grid, (int(n) for n in place.groups() if n is not None)
     if not (grid.first <= view < grid.views and index < grid.blocks_per_view):
         return False
     return name == part.receipt(grid.block(view, index)) or (

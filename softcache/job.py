@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import platform
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
-from typing import Any
 
 import numpy as np
 
 import softcache
 from softcache import cache as caches
 from softcache import manifest as m
-from softcache import probes, tars
-from softcache.arrays import constant
+from softcache import probes
+from softcache.beginning import begin, begun, check_follows, continued, refusal
 from softcache.block import Grid
 from softcache.codecs import Objects, is_boxed, is_labelled
 from softcache.errors import (
@@ -39,10 +37,12 @@ from softcache.identity import (
     SourceId,
     TargetId,
     differences,
+    told,
 )
-from softcache.parts import Part, identity_file
+from softcache.noise import ask, check_heard, probing, same_answer, sketch
+from softcache.parts import Part, next_part
 from softcache.probes import Probes
-from softcache.recipe import Recipe, View
+from softcache.recipe import Recipe, View, gather
 from softcache.recipe.partner import Drawer, drawn
 from softcache.source import Source, digest_labels
 from softcache.source.kept import ROOM, Kept
@@ -57,7 +57,11 @@ _BLOCK_ROWS = 8192  # and at most this many rows
 
 @dataclass(frozen=True)
 class Job:
-    """Everything a builder needs, agreed with what the store already holds."""
+    """Everything a builder needs, agreed with what the store already holds.
+
+    ``cache`` is read for the views of a part that brings none. ``sealed`` and ``table``: what the manifest says of the part,
+    where it is there already, and misses files.
+    """
 
     store: Store
     source: Source
@@ -67,6 +71,9 @@ class Job:
     labels: np.ndarray
     skip_corrupt: bool
     image: Kept
+    cache: caches.Cache | None = None
+    sealed: m.Sealed | None = None
+    table: np.ndarray | None = None
 
     @property
     def identity(self) -> Identity:
@@ -108,10 +115,14 @@ class Job:
         return probes.visible(view, sample, self.source.boxes, self.teacher.input_spec.size)
 
     def see(self, image: np.ndarray, sample: int, k: int) -> tuple[View, dict[int, np.ndarray]]:
-        """View number ``k`` of a sample whose image is given, and the images it is rendered from, by sample.
+        """View number ``k`` of a sample whose image is given, and the images it is rendered from, by sample: as it stands
+        in the cache, or drawn.
 
         Raises :class:`~softcache.errors.UnreadableImage`.
         """
+        if self.cache is not None:
+            view = self.cache.read_views(k, np.array([sample]), slab=False)[0]
+            return view, gather(sample, view, lambda i: image if i == sample else self.image(i))
         return Drawer(self.recipe, self.source, self.image, self.skip_corrupt).see(sample, k, image)
 
 
@@ -125,37 +136,53 @@ def prepare(
     block_rows: int | None,
     skip_corrupt: bool,
     ignore_labels: bool,
+    *,
+    before: tuple[Part, ...] = (),
+    first: int = 0,
+    named: str = "",
 ) -> Job:
-    """Agree with the build that has begun in the store, or begin one.
+    """Agree with the build that has begun in the store, or begin one; with parts ``before``, with the extension that is the
+    next part, of the views from ``first`` on, or by a teacher that is ``named``.
 
     Raises:
         MismatchError: the store holds something else, or another build (the first differing field is named); or the
-            teacher answers another number of classes than the source names.
+            teacher answers another number of classes than the source names, or cannot follow those before.
         TeacherError, CodecError: the teacher's answers do not fit the targets.
     """
     classes = None if ignore_labels else source.classes
     _check_objects(source, classes, asked)
     labels = np.full(len(source), -1) if ignore_labels else source.labels
-    identity = partial(_identity, source, classes, labels, teacher, recipe, views, probing(asked))
-    stored = begun(store)
+    identity = partial(
+        _identity, source, classes, labels, teacher, recipe, views, probing(asked), first, named
+    )
+    stored = continued(store, len(before)) if before else begun(store)
     unheard = stored is not None and stored.teacher.answer is None
-    said = None if unheard else teacher(_noise(teacher), **_anywhere(asked))
+    said = None if unheard else ask(teacher, asked)
     if stored is None:
         targets = _resolve(said or {}, asked, layouts_of(teacher))
-        _check_classes(classes, targets)
-        answer = _sketch(said, asked) if teacher.probed else None
+        _check_classes(classes, targets, named)
+        answer = sketch(said, asked) if teacher.probed else None
         _try(recipe, source)
         constants_of(teacher)  # which are written at the end, and refused now
-        stored = _begin(store, source, identity(targets, answer, block_rows))
-    answer = _same_answer(stored.teacher.answer, None if said is None else _sketch(said, asked))
+        wanted = identity(targets, answer, block_rows)
+        if before:
+            check_follows(store, wanted, before)
+            check_heard(store.root, said or {}, before, named)
+        stored = begin(store, source.ids, wanted, before)
+    if before and (stored.grid.first, stored.targets.keys()) != (first, {request.name for request in asked}):
+        raise refusal(store, stored, len(before), "it was not this extension")
+    answer = same_answer(stored.teacher.answer, None if said is None else sketch(said, asked))
     wanted = identity(
         _as_stored(stored, asked, layouts_of(teacher)), answer, block_rows or stored.grid.block_rows
     )
     if stored.digest != wanted.digest:
-        raise _refusal(store, stored, wanted)
+        found = differences(stored.model_dump(mode="json"), wanted.model_dump(mode="json"))
+        raise refusal(store, stored, len(before), told(found))
+    part = next_part(before, stored)
     # of a part of the source as large a share: a pilot then goes at the build's pace
     image = Kept(source, int(ROOM * source.share) if recipe.mixed or recipe.tiled else 0)
-    return Job(store, source, teacher, recipe, Part(0, stored), labels, skip_corrupt, image)
+    seen = None if part.brings_views else caches.open(store.root)
+    return Job(store, source, teacher, recipe, part, labels, skip_corrupt, image, seen)
 
 
 def _try(recipe: Recipe, source: Source) -> None:
@@ -166,88 +193,6 @@ def _try(recipe: Recipe, source: Source) -> None:
         return  # the build tells of all of them
     for k in recipe.starts:
         drawn(recipe, source, 0, k, image)
-
-
-def begun(store: Store) -> Identity | None:
-    """The identity of the build in the store, None for a new one; :class:`MismatchError` where something else lies."""
-    if store.exists(tars.NAME):
-        raise MismatchError(
-            f"{store.root} is an export to tars, not a cache to be built: name another folder for it"
-        )
-    started = store.exists(identity_file(0))
-    foreign = [] if started else [n for n in store.names() if not n.startswith("ids/")]
-    if started or store.exists(
-        identity_file(0)
-    ):  # asked again: another builder may have begun while we looked
-        if store.exists(m.MANIFEST):
-            caches.open(store.root)  # an edited manifest is damage, not something to build over
-        return caches.read_identity(store)
-    if store.root.exists() and not store.root.is_dir():
-        raise SpecError(f"{store.root} is a file: name a folder for the cache")
-    if foreign:
-        raise MismatchError(
-            f"{store.root} holds something else, for example {foreign[0]!r}: name an empty or a new folder for the cache"
-        )
-    return None
-
-
-def _begin(store: Store, source: Source, identity: Identity) -> Identity:
-    """Write the ids and the identity once; whoever comes second takes the first one's."""
-    while True:
-        with store.claim("identity") as mine:
-            if store.exists(identity_file(0)):
-                return caches.read_identity(store)
-            if mine:
-                for array, values in ids_arrays(source.ids):
-                    store.put(array.file(), array.encode(values))
-                store.put(identity_file(0), identity.to_bytes())
-                return identity
-        time.sleep(0.05)
-
-
-def ids_arrays(ids: tuple[str, ...]) -> list[tuple[Array, np.ndarray]]:
-    """The constants ``ids/offsets`` and ``ids/bytes``."""
-    raw = [i.encode() for i in ids]
-    offsets = np.concatenate([[0], np.cumsum([len(r) for r in raw])]).astype(np.int64)
-    text = np.frombuffer(b"".join(raw), np.uint8)
-    return [
-        (constant(f"ids/{n}", v.shape, v.dtype.name), v) for n, v in (("offsets", offsets), ("bytes", text))
-    ]
-
-
-def probing(asked: tuple[Request, ...]) -> bool:
-    """Is one of the targets what the teacher says at boxes that it is given?"""
-    return any("probes" in (r.kind, r.name.rpartition(".")[2]) for r in asked)
-
-
-def _anywhere(asked: tuple[Request, ...]) -> dict[str, np.ndarray]:
-    """Boxes for the picture of noise, where they are needed."""
-    return {"probes": probes.points(0, "noise", 0, np.zeros((0, 4)))[None]} if probing(asked) else {}
-
-
-def _noise(teacher: Teacher) -> np.ndarray:
-    """One picture, the same for ever: uint8 ``(1, H, W, 3)``."""
-    shape = (1, *teacher.input_spec.size, 3)
-    numbers = np.arange(int(np.prod(shape)), dtype=np.uint64) * np.uint64(2654435761)
-    return (numbers >> np.uint64(16)).astype(np.uint8).reshape(shape)
-
-
-def _sketch(said: Mapping[str, np.ndarray] | None, asked: tuple[Request, ...]) -> list[float]:
-    taps = dict.fromkeys(r.tap for r in asked)
-    answers = [said[tap].astype(np.float64) for tap in taps if said and tap in said]
-    if not all(np.isfinite(a).all() for a in answers):
-        raise TeacherError(
-            "the teacher answers a picture of noise with values that are not finite: do its weights fit?"
-        )
-    return [float(x) for a in answers for x in (a.mean(), a.std())]
-
-
-def _same_answer(stored: list[float] | None, found: list[float] | None) -> list[float] | None:
-    """The stored answer where the teacher's is the same but for rounding."""
-    if stored is None or found is None:
-        return stored
-    same = len(stored) == len(found) and np.allclose(stored, found, rtol=1e-3, atol=1e-5)
-    return stored if same else found
 
 
 def _resolve(
@@ -278,8 +223,9 @@ def _check_objects(source: Source, classes: tuple[str, ...] | None, asked: tuple
             )
 
 
-def _check_classes(classes: tuple[str, ...] | None, targets: dict[str, Target]) -> None:
-    counts = [t.layout.classes if t.layout else t.shape[0] * is_logits(n) for n, t in targets.items()]
+def _check_classes(classes: tuple[str, ...] | None, targets: dict[str, Target], named: str) -> None:
+    own = {name.removeprefix(f"{named}."): target for name, target in targets.items()}
+    counts = [t.layout.classes if t.layout else t.shape[0] * is_logits(n) for n, t in own.items()]
     answered = next((count for count in counts if count), None)
     if classes is not None and answered not in (None, len(classes)):
         raise MismatchError(
@@ -296,6 +242,8 @@ def _identity(
     recipe: Recipe,
     views: int,
     probed: bool,
+    first: int,
+    named: str,
     targets: dict[str, Target],
     answer: list[float] | None,
     block_rows: int | None,
@@ -318,10 +266,16 @@ def _identity(
         teacher=who.model_copy(update={"batch": min(who.batch, rows), "answer": answer}),
         targets={n: TargetId(**t.identity()) for n, t in targets.items()},
         grid=GridId(
-            samples=len(source), views=views, block_rows=rows, permutation="feistel-6", key=recipe.seed
+            samples=len(source),
+            views=views,
+            block_rows=rows,
+            permutation="feistel-6",
+            key=recipe.seed,
+            first=first,
         ),
         libraries=_libraries(teacher),
         probes=ProbesId(count=probes.COUNT, version=probes.VERSION) if probed else None,
+        named=named,
     )
 
 
@@ -334,21 +288,6 @@ def _as_stored(
         return {r.name: r.resolve(shapes.get(r.name, (1,)), layouts.get(r.name)) for r in asked}
     except SoftcacheError as e:
         raise MismatchError(f"the build that has begun has other targets: {e}") from e
-
-
-def _refusal(store: Store, stored: Identity, wanted: Identity) -> MismatchError:
-    found = differences(stored.model_dump(mode="json"), wanted.model_dump(mode="json"))
-    told = "; ".join(f"{path} is {_short(a)} there and {_short(b)} here" for path, a, b in found[:4])
-    more = f" (and {len(found) - 4} more)" if len(found) > 4 else ""
-    return MismatchError(
-        f"{store.root} was begun as another build: {told}{more}. Repeat its settings to go on with it, "
-        "or name another folder, or delete this one"
-    )
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else text[:57] + "…"
 
 
 def default_rows(targets: dict[str, Target], samples: int, batch: int) -> int:

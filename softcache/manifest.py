@@ -17,11 +17,11 @@ from softcache import spec
 from softcache.arrays import constant
 from softcache.errors import DamageError, MismatchError
 from softcache.identity import VERSION, Count, Identity, Many, Model, Sha
+from softcache.parts import MAX_PARTS
 from softcache.zarrfile import Array
 
 MANIFEST = "softcache.json"
 MAX_JSON, MAX_DEPTH, MAX_MEMBERS = 8 << 20, 32, 1 << 18
-MAX_PARTS = 1000
 MAX_TABLE = 1 << 30
 _MOST_TOLD = 100  # of what is wrong with a file: pydantic takes a kilobyte for each
 MAX_AXES = 64  # as numpy has
@@ -38,6 +38,11 @@ class Entry(Model):
 
     sha256: Sha
     bytes: Count
+
+    @classmethod
+    def of(cls, data: bytes) -> Entry:
+        """Of a file that holds these bytes."""
+        return Entry(sha256=spec.digest(data), bytes=len(data))
 
 
 class Constant(Entry):
@@ -112,32 +117,32 @@ class Report(Model):
         return self
 
 
-def together(reports: list[tuple[int, Report]]) -> Report:
-    """The report of a whole cache, of those of its parts, each with the number of its views: means of what several tell."""
-    first = reports[0][1]
+def together(parts: list[tuple[int, str, Report]]) -> Report:
+    """The report of a whole cache, of those of its parts, each with the number of its views and what its teacher is called:
+    means of what several tell; top-1 is the first teacher's."""
+    reports = [report for _, _, report in parts]
     if len(reports) == 1:
-        return first
-    labelled = sum(r.labelled for _, r in reports)
+        return reports[0]
     fidelity: dict[str, dict[str, float]] = {}
-    for name in {name: None for _, r in reports for name in r.fidelity}:
-        told = [(views, r.fidelity[name]) for views, r in reports if name in r.fidelity]
-        views = sum(v for v, _ in told)
-        fidelity[name] = {
-            k: sum(v * f[k] for v, f in told) / views for k in told[0][1] if all(k in f for _, f in told)
-        }
+    for name in {name: None for r in reports for name in r.fidelity}:
+        told = [(views, r.fidelity[name]) for views, _, r in parts if r.fidelity.get(name)]
+        total = sum(views for views, _ in told)
+        keys = [k for k in (told[0][1] if told else ()) if all(k in f for _, f in told)]
+        fidelity[name] = {k: sum(v * f[k] for v, f in told) / total for k in keys}
+    firsts = [r for _, named, r in parts if not named]
     return Report(
-        bytes=sum(r.bytes for _, r in reports),
-        bytes_per_row={n: b for _, r in reports for n, b in r.bytes_per_row.items()},
+        bytes=sum(r.bytes for r in reports),
+        bytes_per_row={n: b for r in reports for n, b in r.bytes_per_row.items()},
         fidelity=fidelity,
-        labelled=labelled,
-        teacher_top1=_mean([(r.teacher_top1, r.labelled) for _, r in reports]),
-        top1=_mean([(r.top1, r.labelled) for _, r in reports]),
-        equivariance={n: f for _, r in reversed(reports) for n, f in r.equivariance.items()},
+        labelled=sum(r.labelled for r in firsts),
+        teacher_top1=_mean([(r.teacher_top1, r.labelled) for r in firsts]),
+        top1=_mean([(r.top1, r.labelled) for r in firsts]),
+        equivariance={n: f for r in reversed(reports) for n, f in r.equivariance.items()},
     )
 
 
 def _mean(shares: list[tuple[float | None, int]]) -> float | None:
-    known = [(share, rows) for share, rows in shares if share is not None]
+    known = [(share, rows) for share, rows in shares if share is not None and rows]
     return sum(share * rows for share, rows in known) / sum(rows for _, rows in known) if known else None
 
 
@@ -152,8 +157,7 @@ class Sealed(Model):
 
     def holds_together(self) -> bool:
         """Is the identity the one whose file is named?"""
-        raw = self.identity.to_bytes()
-        return self.identity_file == Entry(sha256=spec.digest(raw), bytes=len(raw))
+        return self.identity_file == Entry.of(self.identity.to_bytes())
 
 
 class Manifest(_Signed, Sealed):
@@ -246,11 +250,12 @@ def _version(data: bytes) -> tuple[int, int]:
 
 def pack_table(receipts: list[tuple[Receipt, bytes]]) -> bytes:
     """``files.bin``: for each block in canonical order its files' entries, then its receipt's own."""
-    rows = []
-    for receipt, raw in receipts:
-        rows += [(bytes.fromhex(e.sha256), e.bytes) for e in receipt.files]
-        rows.append((bytes.fromhex(spec.digest(raw)), len(raw)))
-    return np.array(rows, ENTRY).tobytes()
+    return pack_entries([e for receipt, raw in receipts for e in (*receipt.files, Entry.of(raw))])
+
+
+def pack_entries(entries: list[Entry]) -> bytes:
+    """As :data:`ENTRY`."""
+    return np.array([(bytes.fromhex(e.sha256), e.bytes) for e in entries], ENTRY).tobytes()
 
 
 def unpack_table(name: str, data: bytes, blocks: int, files: int) -> np.ndarray:

@@ -194,6 +194,12 @@ def tell(cache: Cache) -> str:
             f"  top-1 of what was cached against the labels: {r.top1:.2%} of {r.labelled:,} rows "
             f"({r.teacher_top1:.2%} before encoding)"
         )
+    for part, sealed in zip(cache.parts, cache.sealed, strict=True):
+        if part.named and sealed.report.top1 is not None:
+            lines.append(
+                f"  top-1 of {part.logits}: {sealed.report.top1:.2%} of {sealed.report.labelled:,} rows "
+                f"({sealed.report.teacher_top1:.2%} before encoding)"
+            )
     if len(cache.invalid):
         lines.append(f"  {len(cache.invalid):,} samples are invalid: their images could not be read")
     return "\n".join(lines)

@@ -12,10 +12,12 @@ from functools import cached_property
 
 from softcache.arrays import block_arrays, view_rows
 from softcache.block import Block, Grid
-from softcache.errors import DamageError
-from softcache.identity import Identity
-from softcache.targets import Target
+from softcache.errors import DamageError, MismatchError, nearest
+from softcache.identity import Identity, differences, told
+from softcache.targets import Target, taps
 from softcache.zarrfile import Array
+
+MAX_PARTS = 1000
 
 
 @dataclass(frozen=True)
@@ -33,12 +35,35 @@ class Part:
     brings_views: bool = True
 
     @property
+    def named(self) -> str:
+        """What its teacher is called; empty for the cache's first."""
+        return self.identity.named
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        """What its teacher is asked for besides its logits, in the teacher's own words."""
+        return tuple(
+            t
+            for t in (t.removeprefix(f"{self.named}.") for t in taps(self.targets.values()))
+            if t != "logits"
+        )
+
+    @property
+    def logits(self) -> str:
+        """What its teacher's logits are called, of which top-1 is counted."""
+        return f"{self.named}.logits" if self.named else "logits"
+
+    @property
     def identity_file(self) -> str:
         return identity_file(self.number)
 
     @property
     def table_file(self) -> str:
         return f"parts/{self.number}/files.bin" if self.number else "files.bin"
+
+    def claim(self, block: Block) -> str:
+        """What is claimed by who computes a block."""
+        return f"part{self.number}-{block.name}" if self.number else block.name
 
     def receipt(self, block: Block) -> str:
         """The name of a block's receipt."""
@@ -76,40 +101,86 @@ def follow(identities: Iterable[Identity]) -> tuple[Part, ...]:
     """
     found: list[Part] = []
     for number, identity in enumerate(identities):
-        if not found and identity.grid.first:
-            raise DamageError(
-                f"part 0 of the manifest begins at view {identity.grid.first:,}, and not at the first"
-            )
-        if why := found and refuses(found, identity):
+        if why := refuses(found, identity):
             raise DamageError(f"part {number} of the manifest does not follow from those before it: {why}")
         found.append(next_part(found, identity))
     return tuple(found)
 
 
+def by(parts: Iterable[Part], name: str) -> tuple[Part, ...]:
+    """Those of the teacher of that name, the first teacher's being empty. :class:`MismatchError` where there is none."""
+    known = tuple(parts)
+    if found := tuple(part for part in known if part.named == name):
+        return found
+    names = sorted({part.named for part in known} - {""})
+    told = (
+        f"its other teachers are called {', '.join(names)}"
+        if names
+        else "it has one teacher, which has no name"
+    )
+    raise MismatchError(f"the cache has no teacher {name!r}{nearest(name, names)}: {told}")
+
+
 def next_part(parts: Iterable[Part], identity: Identity) -> Part:
     """The part with this identity, after those."""
     before = tuple(parts)
-    return Part(len(before), identity, not before or identity.grid.first == before[-1].grid.views)
+    return Part(len(before), identity, not before or identity.grid.first > 0)
 
 
 def refuses(parts: Iterable[Part], identity: Identity) -> str:
     """Why no part of this identity can come after those; empty when it can."""
-    before = tuple(parts)
-    first, last = before[0].identity, before[-1].identity
-    held = {name: target for part in before for name, target in part.identity.targets.items()}
+    before, ours, name = tuple(parts), identity.grid, identity.named
+    if not before:
+        return "it is the first one, and says that it follows on others" if ours.first or name else ""
+    if len(before) > MAX_PARTS:
+        return f"there are {MAX_PARTS:,} already"
+    first = before[0].identity
     for key in ("source", "recipe"):
-        if getattr(first, key) != getattr(identity, key):
-            return f"its {key} is another"
-    ours, theirs = first.grid, identity.grid
+        a, b = getattr(first, key), getattr(identity, key)
+        if a != b:
+            return told(differences(a.model_dump(), b.model_dump(), key))
+    theirs = first.grid
     if (ours.samples, ours.block_rows, ours.key) != (theirs.samples, theirs.block_rows, theirs.key):
         return "its grid is another"
-    if theirs.first == 0:
-        both = sorted(held.keys() & identity.targets.keys())
-        if both:
-            return f"the target {both[0]!r} is there already"
-        return (
-            "" if theirs.views == last.grid.views else f"it has {theirs.views:,} of {last.grid.views:,} views"
-        )
-    if theirs.first != last.grid.views or theirs.views <= theirs.first:
-        return f"its views are {theirs.first:,} to {theirs.views - 1:,}, after {last.grid.views:,}"
-    return "" if held == identity.targets else "more views are of all targets, and its targets are others"
+    same = next((part.identity.teacher for part in before if part.named == name), identity.teacher)
+    if found := same.unlike(identity.teacher):
+        return f"its teacher is another: {told(found)}"
+    probes = [part.identity.probes for part in before if part.identity.probes]
+    if probes and identity.probes not in (None, probes[0]):
+        return "its probes are drawn by another rule"
+    return _other_views(before, identity) if ours.first else _other_targets(before, identity)
+
+
+def _other_targets(before: tuple[Part, ...], identity: Identity) -> str:
+    views, held = before[-1].grid.views, {name for part in before for name in part.identity.targets}
+    if both := sorted(held & identity.targets.keys()):
+        return f"the target {both[0]!r} is there already"
+    for name in identity.targets:
+        if identity.named and not name.startswith(f"{identity.named}."):
+            return f"the target {name!r} is not named after the teacher {identity.named!r}"
+    name, names = identity.named, {part.named for part in before}
+    others = {target for part in before if part.named != name for target in part.identity.targets}
+    if taken := (_owners(identity.targets) & (names - {name})) | (_owners(others) & {name}):
+        return f"the teacher {min(taken)!r} has the name of another one's targets"
+    if identity.grid.views != views:
+        return f"it has {identity.grid.views:,} of {views:,} views"
+    return ""
+
+
+def _owners(targets: Iterable[str]) -> set[str]:
+    """The teachers that these targets seem to be of, by their names."""
+    return {owner for owner, dot, _ in (target.partition(".") for target in targets) if dot}
+
+
+def _other_views(before: tuple[Part, ...], identity: Identity) -> str:
+    grid, views = identity.grid, before[-1].grid.views
+    held = {name: target for part in before for name, target in part.identity.targets.items()}
+    if identity.named or any(part.named for part in before):
+        return "more views are of all targets, and several teachers made them"
+    if grid.first != views or grid.views <= grid.first:
+        return f"its views are {grid.first:,} to {grid.views - 1:,}, after {views:,}"
+    if held != identity.targets:
+        return "more views are of all targets, and its targets are others"
+    if next((p.identity.probes for p in before if p.identity.probes), None) != identity.probes:
+        return "its probes are drawn by another rule"
+    return ""

@@ -17,13 +17,14 @@ from typing import Any
 
 from softcache import manifest as m
 from softcache.arrays import constant
+from softcache.beginning import begun, ids_arrays
 from softcache.builder import build, open_source
 from softcache.cache import Cache
 from softcache.canary import COUNT
 from softcache.errors import SpecError, counted
 from softcache.identity import Identity
 from softcache.inventory import metadata
-from softcache.job import begun, check, default_rows, ids_arrays
+from softcache.job import check, default_rows
 from softcache.measure import size, words
 from softcache.meter import clock
 from softcache.recipe import Recipe

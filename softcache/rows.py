@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from softcache import manifest as m
-from softcache import measure, spec
+from softcache import measure
 from softcache.block import Block
 from softcache.codecs import NOTHING, Fields, Objects
 from softcache.errors import TeacherError
 from softcache.job import Job
+from softcache.mend import require_same
 from softcache.recipe.mix import ONE
 from softcache.targets import Target
 
@@ -149,7 +150,7 @@ def _measure(
 ) -> None:
     """Top-1 of what is kept on every row; fidelity on the first few of each block (it costs a decode)."""
     target = job.targets[name]
-    if name == "logits":
+    if name == job.part.logits:
         kept = target.decode(fields)
         work.tally.count(values.argmax(axis=1), kept.top1(), labels)
     if first:
@@ -161,19 +162,21 @@ def _measure(
 
 def _commit(job: Job, work: Work) -> int:
     """Shards first, the receipt last."""
-    entries, written = [], 0
+    block, entries = work.block, []
     for array in job.arrays:
         data = array.encode(np.concatenate(work.rows[array.path]))
-        job.store.put(array.file(work.block.view, work.block.index), data)
-        entries.append(m.Entry(sha256=spec.digest(data), bytes=len(data)))
-        written += len(data)
+        entries.append(m.Entry.of(data))
+        require_same(job, block, len(entries) - 1, entries[-1])
+        job.store.put(array.file(block.view, block.index), data)
     receipt = m.Receipt(
-        block=(work.block.view, work.block.index),
+        block=(block.view, block.index),
         identity=job.identity.digest,
-        rows=work.block.rows,
+        rows=block.rows,
         files=entries,
         invalid=sorted(work.invalid),
         **vars(work.tally),
     )
-    job.store.put(job.part.receipt(work.block), receipt.signed().to_bytes())
-    return written
+    signed = receipt.signed().to_bytes()
+    require_same(job, block, len(entries), m.Entry.of(signed))
+    job.store.put(job.part.receipt(block), signed)
+    return sum(entry.bytes for entry in entries)

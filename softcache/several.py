@@ -116,6 +116,11 @@ class Several(Cache):
         number, _, own = name.partition(".")
         return self.members[int(number)]._read(own, view, self._places[int(number)][samples], slab)
 
+    def teacher(self, target: str) -> dict[str, Any]:
+        self._require(target)
+        number, _, own = target.partition(".")
+        return self.members[int(number)].teacher(own)
+
     def table(self, part: int) -> np.ndarray:
         raise SpecError(f"{len(self.members)} caches are open as one: verify each by itself")
 

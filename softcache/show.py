@@ -7,14 +7,16 @@ from typing import Any
 from softcache import measure
 from softcache.cache import Cache
 from softcache.errors import counted
+from softcache.inventory import begun
 from softcache.licences import WHAT
+from softcache.parts import Part
 from softcache.targets import Layout
 
 
 def summary(cache: Cache) -> dict[str, Any]:
     """What ``show --json`` prints."""
-    total, manifest = cache.views * cache.grid.blocks_per_view, cache.manifest
-    built = total if manifest else sum(n.startswith("receipts/v") for n in cache.store.names())
+    total, manifest = sum(_blocks(part) for part in cache.parts), cache.manifest
+    built = total if manifest else _receipts(cache, cache.parts[0])
     found = {
         "path": str(cache.path),
         "complete": cache.complete,
@@ -23,7 +25,10 @@ def summary(cache: Cache) -> dict[str, Any]:
         "views": cache.views,
         "blocks": {"built": built, "total": total},
         "identity": cache.identity,
+        "parts": [_part(part) for part in cache.parts[1:]],
     }
+    if manifest and (part := begun(cache)):
+        found["begun"] = _part(part) | {"blocks": {"built": _receipts(cache, part), "total": _blocks(part)}}
     if manifest:
         found["licences"] = cache.licences
         found["report"] = cache.report.model_dump()
@@ -33,6 +38,24 @@ def summary(cache: Cache) -> dict[str, Any]:
         }
         found["invalid"] = [cache.ids[i] for i in cache.invalid]
     return found
+
+
+def _blocks(part: Part) -> int:
+    return (part.grid.views - part.grid.first) * part.grid.blocks_per_view
+
+
+def _receipts(cache: Cache, part: Part) -> int:
+    return sum(cache.store.exists(part.receipt(block)) for block in part.grid.blocks())
+
+
+def _part(part: Part) -> dict[str, Any]:
+    """What a cache was extended by."""
+    return {
+        "named": part.named,
+        "teacher": part.identity.teacher.model_dump(mode="json"),
+        "targets": list(part.targets),
+        "views": [part.grid.first, part.grid.views],
+    }
 
 
 def tell(found: dict[str, Any]) -> list[str]:
@@ -64,6 +87,10 @@ def tell(found: dict[str, Any]) -> list[str]:
         "label_smoothing": f"trained with label smoothing {teacher.get('label_smoothing')}",
     }
     lines += [f"           {note}" for key, note in notes.items() if teacher.get(key)]
+    lines += [f"  added    {_added(part)}" for part in found["parts"]]
+    if more := found.get("begun"):
+        told = "{built} of {total} blocks".format(**more["blocks"])
+        lines.append(f"  begun    {_added(more)}: {told}; run the same extend again to go on")
     if stated := found.get("licences"):
         lines.append("  licences " + ", ".join(f"{stated[w]} ({w})" for w in WHAT if w in stated))
     report = found.get("report", {})
@@ -92,3 +119,16 @@ def tell(found: dict[str, Any]) -> list[str]:
                 f"  invalid  {counted(len(found['invalid']), 'sample')}, for example {found['invalid'][0]!r}"
             )
     return lines
+
+
+def _added(part: dict[str, Any]) -> str:
+    first, views = part["views"]
+    what = f"views {first:,} to {views - 1:,}" if first else ", ".join(part["targets"])
+    if not part["named"]:
+        return what
+    who = part["teacher"]
+    size = "x".join(map(str, who["input_spec"]["size"]))
+    return (
+        f"{what} by {who['name']} at {size}, {who['precision']} on {who['processor']}, weights "
+        f"{who['weights'] or 'unknown'}"
+    )

@@ -32,10 +32,14 @@ FLOORS = [
         "views",
     },
     {
+        "beginning",
+        "noise",
         "job",
+        "mend",
         "meter",
         "measure",
         "builder",
+        "extension",
         "rows",
         "probe",
         "finish",
@@ -50,7 +54,7 @@ FLOORS = [
         "sharing",
         "teachers",
     },
-    {"testing", "hostile", "cli", "exchanging", "publishing", "moving"},
+    {"testing", "hostile", "cli", "exchanging", "extending", "publishing", "moving"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 TEACHING = {"timm", "torchvision", "ultralytics", "transformers", "onnxruntime"}

@@ -67,8 +67,9 @@ class Options:
 
     @classmethod
     def like(cls, teacher: Mapping[str, Any], **said: Any) -> Options:
-        """Those a cache's teacher was built with (``cache.identity["teacher"]``), but for what is said anew."""
-        built = {k: teacher[k] for k in ("precision", "batch", "flip_tta", "head") if k in teacher}
+        """Those a cache's teacher was built with (``cache.teacher(target)``), but for what is said anew."""
+        kept = ("precision", "batch", "flip_tta", "head", "label_smoothing")
+        built = {k: teacher[k] for k in kept if k in teacher}
         built["columns"] = tuple(teacher["columns"]) if teacher.get("columns") else None
         first, *others = (member["input_spec"] for member in teacher.get("members", [teacher]))
         for name, key in {"input_size": "size", "mean": "mean", "std": "std", "color": "color"}.items():

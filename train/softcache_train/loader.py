@@ -160,7 +160,9 @@ class Loader:
                 f"the teacher of {self.cache.path} is asked at boxes, and {self.source.describe()} has "
                 "none: use the source that the cache was built from"
             )
-        return Probes.of(self.cache.identity, self.cache.ids, lambda i: self.source.boxes(int(index[i])))
+        asked = next(name for name, target in self.cache.targets.items() if target.kind == "probes")
+        whose = self.cache.identity | {"teacher": self.cache.teacher(asked)}
+        return Probes.of(whose, self.cache.ids, lambda i: self.source.boxes(int(index[i])))
 
     def _boxes(self, sample: int) -> np.ndarray | None:
         boxes = self.source.boxes(int(self.pairing.index[sample]))

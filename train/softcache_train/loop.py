@@ -284,7 +284,8 @@ def _check_labels(config: Config, loader: Loader, num_classes: int) -> None:
 
 
 def _smoothing_note(config: Config, cache: Cache) -> str | None:
-    smoothing = cache.identity["teacher"].get("label_smoothing")
+    told = (cache.teacher(name).get("label_smoothing") for name in config.targets)
+    smoothing = next((one for one in told if one), None)
     if not smoothing or not config.alpha or config.T <= 1:
         return None
     return (

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from softcache.errors import SpecError
+from softcache.parts import by
 from softcache.several import Several
 from softcache.targets import Target, taps
 from softcache_train.targets import BatchTarget, to_tensors
@@ -51,9 +52,14 @@ def load(
     """
     if isinstance(cache, Several):
         raise SpecError("a live teacher stands in for one cache: name one --cache, or leave --teacher out")
-    from softcache.teachers import Options
     from softcache.teachers.ensemble import assemble
+    from softcache.teachers.named import called, options_like
 
     asked = [cache.targets[name] for name in cache.names(targets)]
-    options = Options.like(cache.identity["teacher"], taps=taps(asked), device=device)
-    return LiveTeacher(assemble(teacher, weights, options), asked)
+    whose = {part.named for part in cache.parts for target in asked if target.name in part.targets}
+    if len(whose) > 1:
+        raise SpecError("a live teacher stands in for one: name targets of one of the cache's teachers")
+    name = whose.pop()
+    own = [tap.removeprefix(f"{name}.") for tap in taps(asked)] if name else taps(asked)
+    options = options_like(by(cache.parts, name), [tap for tap in own if tap != "logits"], device=device)
+    return LiveTeacher(called(assemble(teacher, weights, options), name), asked)
