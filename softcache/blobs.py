@@ -15,7 +15,7 @@ from softcache.cache import Cache
 from softcache.errors import DamageError, SpecError, StoreError, nearest
 from softcache.inventory import File, files
 from softcache.remote import Remote, shown
-from softcache.store import Store
+from softcache.store import TEMPORARY, Store
 from softcache.zarrfile import Array
 
 TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -35,11 +35,16 @@ def manifest(digest: str) -> str:
 
 def tag_file(tag: str) -> str:
     """:class:`SpecError` for what is no name of a tag."""
-    if not TAG.fullmatch(tag) or DIGEST.fullmatch(tag):
+    if not is_tag(tag):
         raise SpecError(
             f"{shown(tag)!r} is no name of a tag: letters, digits, '.', '_' and '-', up to 100 of them"
         )
     return f"tags/{tag}"
+
+
+def is_tag(name: str) -> bool:
+    """May a tag be called so? Not what a killed push leaves in a folder, nor what would be taken for a digest."""
+    return bool(TAG.fullmatch(name)) and not DIGEST.fullmatch(name) and not name.endswith(TEMPORARY)
 
 
 def read_tag(remote: Remote, tag: str) -> str | None:
@@ -61,7 +66,7 @@ def tags(remote: Remote) -> dict[str, str]:
     found = {}
     for item in remote.list("tags"):
         name = item.name.removeprefix("tags/")
-        if TAG.fullmatch(name) and not DIGEST.fullmatch(name) and (digest := read_tag(remote, name)):
+        if is_tag(name) and (digest := read_tag(remote, name)):
             found[name] = digest
     return dict(sorted(found.items()))
 

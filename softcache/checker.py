@@ -274,7 +274,8 @@ def diff(a: Cache, b: Cache, rows: int = 64) -> dict[str, Any]:
     invalid = {c.ids[i] for c in (a, b) for i in c.invalid}
     usable, views = [i for i in both if i not in invalid], min(a.views, b.views)
     draw = draws("diff", a.digest, b.digest)
-    chosen = [(usable[draw.integer(len(usable))], draw.integer(views)) for _ in range(rows if usable else 0)]
+    rows = rows if usable and not found["same"] else 0
+    chosen = [(usable[draw.integer(len(usable))], draw.integer(views)) for _ in range(rows)]
     for name, target in a.targets.items():
         if chosen and name in b.targets and b.targets[name].shape == target.shape:
             said, kept = (

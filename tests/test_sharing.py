@@ -116,7 +116,9 @@ def test_a_damaged_cache_is_not_pushed(small_copy: Path, tmp_path: Path, damage:
     assert not (tmp_path / "r" / "tags").exists() and not (tmp_path / "r" / "manifests").exists()
 
 
-@pytest.mark.parametrize("tag", ["", "../x", "a/b", ".hidden", "x" * 101, "a b", "a" * 64, "-x", "ü"])
+@pytest.mark.parametrize(
+    "tag", ["", "../x", "a/b", ".hidden", "x" * 101, "a b", "a" * 64, "-x", "ü", "v1.tmp"]
+)
 def test_a_tag_is_a_plain_word(small_path: Path, tmp_path: Path, tag: str):
     with pytest.raises(SpecError, match="tag"):
         sc.push(small_path, tmp_path / "r", tag, progress=False)
@@ -211,7 +213,7 @@ def test_some_targets(shared: Path, small_cache: Cache, tmp_path: Path, capsys: 
     assert not list((tmp_path / "p").rglob("zarr.json")) and not (tmp_path / "p/targets/map").exists()
     assert same_rows(cache, small_cache, ["logits"], 1, np.arange(20))
     assert cache.read_views(0, np.arange(20)) == small_cache.read_views(0, np.arange(20))
-    assert sc.verify(cache, read_data=True) == []
+    assert sc.verify(cache, read_data=True) == [] and sc.diff(cache, small_cache)["same"]
 
 
 def test_some_views(shared: Path, small_cache: Cache, tmp_path: Path):
@@ -362,6 +364,29 @@ def test_a_folder_that_holds_something_else_is_refused(shared: Path, tmp_path: P
     with pytest.raises(SpecError, match="not empty"):
         sc.pull(shared, "v1", tmp_path, progress=False)
     assert (tmp_path / "mine").read_text() == "a thesis"
+
+
+def test_a_pull_that_was_killed_at_once_goes_on(shared: Path, small_path: Path, tmp_path: Path):
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / (FILE + ".tmp")).write_text("{")
+    (tmp_path / "p" / ".claims").mkdir()
+    assert sc.pull(shared, "v1", tmp_path / "p", progress=False).pulled is None
+    assert tree(tmp_path / "p") == tree(small_path)
+
+
+def test_a_cache_that_grew_is_pulled_into_the_folder_of_the_old_one(
+    shared: Path, small_folder: Path, small_copy: Path, tmp_path: Path
+):
+    extend = pytest.importorskip("softcache.extend").extend
+    for name in ("all", "some"):
+        sc.pull(shared, "v1", tmp_path / name, progress=False)
+    extend(small_copy, source=small_folder, teacher=toy_teacher(), views=3, progress=False)
+    before, after = tree(shared), sc.push(small_copy, shared, "v1", progress=False)
+    assert after.there > after.files and before.keys() < tree(shared).keys()
+    sc.pull(shared, "v1", tmp_path / "all", progress=False)
+    assert tree(tmp_path / "all") == tree(small_copy)
+    part = sc.pull(shared, "v1", tmp_path / "some", targets="logits", progress=False)
+    assert sc.verify(part, read_data=True) == [] and part.pulled_views("map") == 2 and part.views == 3
 
 
 def test_a_part_that_is_here_can_be_pushed_on_where_the_rest_is(shared: Path, tmp_path: Path):
@@ -687,8 +712,10 @@ def test_what_no_tag_reaches_is_told_and_deleted_when_asked(
     (shared / "blobs/00/README").write_text("somebody's")
     blob = next(f for f in (shared / "blobs").rglob("*") if len(f.name) == 64)
     blob.with_name(blob.name + ".0123.tmp").write_text("left behind by a killed push")
+    (shared / "tags/v1.0123.tmp").write_text("half a dig")
     before = tree(shared)
-    assert [i.name.endswith(".tmp") for i in sc.gc(shared).young] == [True]
+    assert blobs.tags(connect(shared)).keys() == {"v1", "v2"}
+    assert [i.name.endswith(".tmp") for i in sc.gc(shared).young] == [True, True]
     blobs.untag(connect(shared), "v2")
     young = sc.gc(shared, delete=True)
     assert young.old == [] and len(young.young) > 3 and len(tree(shared)) == len(before) - 1

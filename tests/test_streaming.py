@@ -75,7 +75,7 @@ def test_no_more_is_kept_than_was_allowed(
     assert ("again and again" in caplog.text) == (cache.reader.shards.largest_view() > keep)  # type: ignore[attr-defined]
     largest = max(f.stat().st_size for f in small_cache.path.rglob("c.*"))
     draw = np.random.default_rng(0)
-    for _ in range(12):
+    for _ in range(5):
         assert same(cache, small_cache, int(draw.integers(2)), draw.permutation(20)[:6])
         assert room(tmp_path / "l") <= max(keep, largest)
     held = sum(size for size, _ in cache.reader.shards._held.values())  # type: ignore[attr-defined]

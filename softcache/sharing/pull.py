@@ -17,7 +17,7 @@ from softcache.inventory import File, files
 from softcache.pulled import VIEWS, Pulled
 from softcache.remote import Remote, connect
 from softcache.sharing import transfer
-from softcache.store import CLAIMS, Store
+from softcache.store import CLAIMS, TEMPORARY, Store
 
 
 def pull(
@@ -87,7 +87,7 @@ def _before(store: Store, cache: Cache, remote: Remote, tag: str) -> Pulled | No
         return found or _nothing(cache, remote, tag).model_copy(update={"blocks": _blocks(old)})
     if found is not None and found.digest != cache.digest:
         raise _another(store, found.digest, cache, tag)
-    if found is None and store.root.is_dir() and any(path.name != CLAIMS for path in store.root.iterdir()):
+    if found is None and _occupied(store):
         assert cache.manifest is not None
         identity = cache.parts[0].identity_file  # without its manifest, as when that was damaged and deleted
         if not store.exists(identity) or store.digest(identity) != cache.manifest.identity_file.sha256:
@@ -95,6 +95,12 @@ def _before(store: Store, cache: Cache, remote: Remote, tag: str) -> Pulled | No
                 f"{store.root} is not empty, and does not hold this cache: choose another folder for -o"
             )
     return found
+
+
+def _occupied(store: Store) -> bool:
+    """Is there anything but what a pull that was killed at once leaves behind?"""
+    names = [path.name for path in store.root.iterdir()] if store.root.is_dir() else []
+    return any(name not in (CLAIMS, pulled.FILE + TEMPORARY) for name in names)
 
 
 def _nothing(cache: Cache, remote: Remote, tag: str) -> Pulled:
@@ -171,10 +177,13 @@ def _commit(cache: Cache, here: Pulled, raw: bytes) -> None:
     """All that was asked for is here: the manifest comes last."""
     store, whole = cache.store, here.blocks == _blocks(cache)
     here.to_file(store)
-    if whole:
-        for file in files(cache):
-            if file.content is not None and store.size(file.file) != file.entry.bytes:
-                store.put(file.file, file.content)
+    for file in files(cache):
+        if file.content is None:
+            continue
+        if not whole and store.exists(file.file):
+            store.delete(file.file)  # it was whole, and is a part of what it grew to
+        elif whole and (not store.exists(file.file) or store.get(file.file) != file.content):
+            store.put(file.file, file.content)
     if not store.exists(m.MANIFEST) or store.get(m.MANIFEST, m.MAX_JSON) != raw:
         store.put(m.MANIFEST, raw)
     if whole:
