@@ -543,6 +543,9 @@ OF_TARS: dict[str, tuple[int, Mutation]] = {
     "manifest": (10, manifest),
 }
 
+# to swap rows, all digests are made again, which takes all files
+OF_PULLED = {name: one for name, one in OF_CACHES.items() if name != "swap"} | {"any_json": (40, any_json)}
+
 OF_FILES: dict[str, tuple[int, Mutation]] = {"any_file": (40, any_file), "no_file": (1, no_file)}
 
 

@@ -173,7 +173,7 @@ def pulled(path: Path) -> None:
 
 READERS: dict[str, Reader] = {
     **{f.__name__: of_caches(f) for f in (small, mixed, detector, argmax)},
-    "pulled": Reader(pulled, read_cache, mutate.OF_CACHES | {"any_json": (40, mutate.any_json)}),
+    "pulled": Reader(pulled, read_cache, mutate.OF_PULLED),
     "tars": Reader(tars, read_tars, mutate.OF_TARS),
     "hdf5": Reader(one_file, read_one_file, mutate.OF_FILES),
 }
