@@ -248,7 +248,7 @@ def test_a_target_the_teacher_does_not_have_lists_those_it_has(tmp_path: Path):
 
 
 def test_a_codec_that_does_not_fit_is_refused_before_anything_is_written(tmp_path: Path):
-    with pytest.raises(CodecError, match="codecs for it: f16, int4, int8, sign"):
+    with pytest.raises(CodecError, match="codecs for it: f16, foreground, int4, int8, sign"):
         build(tmp_path / "c", ToyImages(3), targets={"map": "full(u8)"})
     assert not (tmp_path / "c").exists()
 

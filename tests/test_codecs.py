@@ -39,7 +39,11 @@ SPARSE = [
     "topk(9, at=(1, 3))",
     "packed(44)",
 ]  # test_topk.py and test_packed.py have their contract
-PARTS = ["attention", "attention(1.5)"]  # likewise test_map_codecs.py
+PARTS = [
+    "attention",
+    "attention(1.5)",
+    "foreground(200)",
+]  # likewise test_map_codecs.py and test_foreground.py
 ITEMS = ["all", "all(logits=f16)", "top(3)", "top(3, background=2, logits=f16)"]  # and test_items.py theirs
 SHAPES = {
     "logits": [(2,), (10,), (1000,)],

@@ -135,7 +135,7 @@ def test_none_or_one_twice_is_refused(texts: list[str], told: str):
     ("text", "shape", "told"),
     [
         ("logits=int8", (10,), r"codecs for it: argmax, full, packed, topk"),
-        ("map=full(u8)", (4, 3, 2), r"codecs for it: f16, int4, int8, sign"),
+        ("map=full(u8)", (4, 3, 2), r"codecs for it: f16, foreground, int4, int8, sign"),
     ],
 )
 def test_a_codec_that_does_not_fit_names_those_that_do(text: str, shape: tuple[int, ...], told: str):

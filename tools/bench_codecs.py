@@ -3,7 +3,7 @@
     python tools/bench_codecs.py --data ../shared/data [--quick] [--json]
 
 **Logits** of EfficientNet-Lite0 over photographs whose number mod 10 is 7 or more (nothing was chosen on them). Bytes a
-view are those of all fields; of ``anchored`` also the image's share, a 20th of it for each of 20 views, measured on the views
+view are those of all fields; of ``anchored`` also the image's share, a 20th of it for each of 20 views, measured on views
 that its base was not made of. KL(p ‖ p̂) in nats, T²·KL, and the relative error ‖p̂ − p‖ / ‖p‖, which is that of the gradient
 that a student far from its teacher gets; means over rows. The tail is taken to be flat where nothing is known of it. ``fp16
 top-k`` is k logits as halves, k indices and the tail's exact mass at every T (two bytes, which is generous). ``TinyViT``

@@ -30,6 +30,7 @@ from softcache.codecs.argmax import Argmax, HardLabels
 from softcache.codecs.attention import Attention, AttentionMap
 from softcache.codecs.f16 import F16
 from softcache.codecs.fields import Field, Fields
+from softcache.codecs.foreground import Foreground
 from softcache.codecs.full import Full
 from softcache.codecs.int4 import Int4
 from softcache.codecs.int8 import Int8
@@ -80,6 +81,7 @@ CODECS: dict[str, type[Codec]] = {
     "argmax": Argmax,
     "attention": Attention,
     "f16": F16,
+    "foreground": Foreground,
     "full": Full,
     "int4": Int4,
     "int8": Int8,
