@@ -252,3 +252,17 @@ def test_it_is_refused_where_classes_or_boxes_are_unknown(shared_data: Path, tea
             options: dict[str, Any] = OPTIONS | more
             sc.build(tmp_path / "c", source=source, teacher=teacher, **options)
     assert not (tmp_path / "c").exists()
+
+
+def test_it_is_extended_as_it_is_built(shared_data: Path, teacher: str, tmp_path: Path):
+    source = sc.Source(shared_data / "coco356", split="val2017", limit=3)
+    more: dict[str, Any] = OPTIONS | {"source": source, "teacher": teacher, "recipe": "flip|mosaic(416)"}
+    whole = sc.build(tmp_path / "whole", **more)
+    sc.build(tmp_path / "c", **more | {"views": 1})
+    other: dict[str, Any] = {"source": source, "teacher": teacher, "progress": False}
+    sc.extend(tmp_path / "c", views=2, **other)
+    cache = sc.extend(tmp_path / "c", targets=OPTIONS["targets"], name="other", **other)
+    for k in range(2):
+        kept, found = (c.read(k, np.arange(3)) for c in (whole, cache))
+        for name in ("detections", "other.detections"):
+            assert np.array_equal(found[name].index, kept["detections"].index)
