@@ -254,7 +254,8 @@ def diff(a: Cache, b: Cache, rows: int = 64) -> dict[str, Any]:
 
     Returns:
         ``{"same": bool, "identity": [(field, in a, in b), …], "licences": likewise, "ids": {"only_a", "only_b",
-        "both"}, "values": {target: fidelity of b to a}}``; the values are of up to ``rows`` keyed rows that both hold.
+        "both"}, "values": {target: fidelity of b to a}}``; the values are of up to ``rows`` keyed rows
+        that both hold, of caches that are not the same.
     """
     identity = differences(a.identity, b.identity)
     for name in (n for n in a.targets if n in b.targets):
