@@ -108,7 +108,7 @@ def class_labels(cache: Cache, source: Source, index: np.ndarray) -> np.ndarray:
 def _check_versions(cache: Cache) -> None:
     recipe = cache.identity["recipe"]
     ours = {name: op.version for name, op in OPS.items()} | {"render": RENDER_VERSION}
-    theirs = recipe["ops"] | {"render": recipe["render"]["version"]}
+    theirs = recipe["ops"] | {"render": recipe["render"].get("version")}
     for name, version in theirs.items():
         if ours.get(name) != version:
             raise MismatchError(

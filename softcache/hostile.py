@@ -297,6 +297,9 @@ HOSTILE: dict[str, Attack] = {
     "a terminal's commands": Attack(
         _signed("identity", "recipe", "spec", to="\x1b]0;owned\x07\x1b[2J"), "to be shown", None, "all"
     ),
+    "views by no renderer": Attack(
+        _signed("identity", "recipe", "render", to={}), "an error that is none of ours", MismatchError, "pair"
+    ),
     "invalid twice": Attack(_signed("invalid", to=[1, 1]), "to be counted wrong"),
     "overlapping ids": Attack(
         lambda path: _numbers(path, "ids/offsets", _overlapping),
