@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from softcache import canary
-from softcache.cache import Cache, integers, is_whole
+from softcache.cache import Cache
 from softcache.errors import MismatchError, SpecError, counted
+from softcache.indices import integers, is_whole
 from softcache.keyed import in_turn
 from softcache.pixels import normalise
 from softcache.recipe import View, gather, render

@@ -10,6 +10,7 @@ from softcache import cache as caches
 from softcache import manifest as m
 from softcache import tars
 from softcache.arrays import constant
+from softcache.documents import read_identity
 from softcache.errors import MismatchError, SpecError
 from softcache.identity import Identity, told
 from softcache.parts import Part, identity_file, refuses
@@ -30,7 +31,7 @@ def begun(store: Store) -> Identity | None:
     ):  # asked again: another builder may have begun while we looked
         if store.exists(m.MANIFEST):
             caches.open(store.root)  # an edited manifest is damage, not something to build over
-        return caches.read_identity(store)
+        return read_identity(store)
     if store.root.exists() and not store.root.is_dir():
         raise SpecError(f"{store.root} is a file: name a folder for the cache")
     if foreign:
@@ -45,7 +46,7 @@ def continued(store: Store, number: int) -> Identity | None:
     parts = caches.open(store.root).parts
     if number < len(parts):
         return parts[number].identity
-    return caches.read_identity(store, number) if store.exists(identity_file(number)) else None
+    return read_identity(store, number) if store.exists(identity_file(number)) else None
 
 
 def begin(store: Store, ids: tuple[str, ...], identity: Identity, before: tuple[Part, ...]) -> Identity:
@@ -54,7 +55,7 @@ def begin(store: Store, ids: tuple[str, ...], identity: Identity, before: tuple[
     while True:
         with store.claim("identity") as mine:
             if store.exists(identity_file(number)):
-                return caches.read_identity(store, number)
+                return read_identity(store, number)
             if mine:
                 for array, values in () if before else ids_arrays(ids):
                     store.put(array.file(), array.encode(values))

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeGuard, TypeVar
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from softcache import manifest as m
 from softcache import pulled, spec, tars, views
 from softcache.arrays import block_arrays, constant, view_rows
 from softcache.block import Block
+from softcache.documents import read_identity, read_manifest, read_receipt
 from softcache.errors import (
     DamageError,
     InvalidRow,
@@ -27,14 +27,14 @@ from softcache.errors import (
     nearest,
 )
 from softcache.identity import Identity
-from softcache.parts import Part, follow, identity_file
+from softcache.indices import integers, is_whole
+from softcache.parts import Part, follow, identity_file, together
 from softcache.reader import Files, Reader
 from softcache.recipe import View
+from softcache.row import Row
 from softcache.store import Store
 from softcache.targets import Target
 from softcache.zarrfile import Array, map_plain
-
-T = TypeVar("T")
 
 
 def open(path: str | Path) -> Cache:
@@ -63,25 +63,11 @@ def open(path: str | Path) -> Cache:
 
 def open_finished(store: Store, here: pulled.Pulled | None = None) -> Cache:
     """The cache, or the export of one to tars, whose manifest is in a store. Raises as :func:`open`."""
-    where = str(store.path(m.MANIFEST))
-    hint = f"delete it and run the same build-cache again: it is made anew from {store.root / 'receipts'}"
-    raw = store.get(m.MANIFEST, m.MAX_JSON)
-    manifest = m.read(m.Manifest, raw, where, hint)
-    if not manifest.stands_for(raw):
-        raise DamageError(f"{where} was edited: its digest does not match its content; {hint}")
-    if not all(part.holds_together() for part in (manifest, *manifest.parts)):
-        raise DamageError(f"{where} was edited: its identity is not the one that was begun with; {hint}")
+    manifest = read_manifest(store)
     cache = Cache(store, manifest.identity, manifest, here)
     if store.exists(tars.NAME):
         cache.reader.shards = cache.tars = tars.Tars(store, cache)
     return cache
-
-
-def read_identity(store: Store, part: int = 0) -> Identity:
-    """The identity of a build, or of a part of a cache, that has begun."""
-    name, what = identity_file(part), "folder and build" if part == 0 else f"folder parts/{part} and extend"
-    hint = f"this build cannot be resumed: delete the {what} again"
-    return m.read(Identity, store.get(name, m.MAX_JSON), str(store.path(name)), hint)
 
 
 class Cache:
@@ -114,7 +100,7 @@ class Cache:
             [identity, *(p.identity for p in manifest.parts)] if manifest else [identity]
         )
         self.sealed: tuple[m.Sealed, ...] = (manifest, *manifest.parts) if manifest else ()
-        self._identity = whole = _whole(self.parts)
+        self._identity = whole = together(self.parts)
         self._where = str(store.root)  # in messages
         self.identity: dict[str, Any] = whole.model_dump(mode="json")
         self.grid = whole.make_grid()
@@ -128,7 +114,7 @@ class Cache:
         seen = view_rows(0, self.parameters, self.mixed, self.tiled)
         self.arrays = {a.path: a for a in block_arrays(self.grid, self.targets, seen)}
         # A finished cache has every block; one that is being built is asked before a file is touched.
-        check = self._built if manifest is None else _nothing
+        check = self._built if manifest is None else lambda block: None
         self.tars: tars.Tars | None = None
         shards = Files(store) if here is None else pulled.Some(store, here)
         self.reader = Reader(shards, self.grid, list(self.arrays.values()), check)
@@ -397,7 +383,7 @@ class Cache:
             raise NotBuilt(
                 f"view {block.view}, block {block.index} of {self.path} is not built yet: finish the build"
             )
-        return load_receipt(self.store, self.parts[0], block)[0]
+        return read_receipt(self.store, self.parts[0], block)[0]
 
     def table(self, part: int) -> np.ndarray:
         """Digest and size of every file of a part: ``(blocks, arrays + 1)`` of :data:`softcache.manifest.ENTRY`."""
@@ -411,67 +397,3 @@ class Cache:
         if spec.digest(data) != sealed.files.sha256:
             raise DamageError(f"{self.store.path(name)} is not the table the manifest names")
         return m.unpack_table(name, data, blocks, len(one.arrays))
-
-
-def _whole(parts: tuple[Part, ...]) -> Identity:
-    """What the parts are together: part 0, with the targets and the views of all."""
-    first, last = parts[0].identity, parts[-1].identity
-    if len(parts) == 1:
-        return first
-    targets = {name: target for part in parts for name, target in part.identity.targets.items()}
-    grid = first.grid.model_copy(update={"views": last.grid.views})
-    probes = next((part.identity.probes for part in parts if part.identity.probes), None)
-    return first.model_copy(update={"targets": targets, "grid": grid, "probes": probes})
-
-
-def _nothing(block: Block) -> None:
-    pass
-
-
-class Row(Mapping[str, Any]):
-    """The targets of one (sample, view), decoded when asked for."""
-
-    def __init__(self, cache: Cache, sample: int, view: int):
-        self._cache, self.sample, self.view_number = cache, sample, view
-
-    @property
-    def view(self) -> View:
-        """The realised view."""
-        self._cache.require_replayable("a view")
-        return self._cache.read_views(self.view_number, np.array([self.sample]))[0]
-
-    def __getitem__(self, name: str) -> Any:
-        return self._cache._read(name, self.view_number, np.array([self.sample]), slab=False)[0]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._cache.targets)
-
-    def __len__(self) -> int:
-        return len(self._cache.targets)
-
-
-def is_whole(value: object) -> TypeGuard[int]:
-    """A whole number, numpy's too; no bool."""
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
-
-
-def integers(samples: ArrayLike) -> np.ndarray:
-    """Indices as int64. :class:`SpecError` for other numbers."""
-    found = np.asarray(samples)
-    if found.size and found.dtype.kind not in "iu":  # a mask would be taken for other rows
-        raise SpecError(f"samples are whole numbers, not {found.dtype}")
-    return found.astype(np.int64, copy=False)
-
-
-def load_receipt(store: Store, part: Part, block: Block) -> tuple[m.Receipt, bytes]:
-    """A block's receipt and its bytes, checked to belong to this part."""
-    name = part.receipt(block)
-    raw = store.get(name, m.MAX_JSON)
-    receipt = m.read(
-        m.Receipt, raw, str(store.path(name)), "delete it and build again: its block is made anew"
-    )
-    if not receipt.stands_for(raw):
-        raise DamageError(f"{store.path(name)} was changed since it was written; delete it and build again")
-    if receipt.identity != part.identity.digest or receipt.block != (block.view, block.index):
-        raise MismatchError(f"{store.path(name)} belongs to another build; delete it and build again")
-    return receipt, raw

@@ -13,6 +13,7 @@ from softcache import manifest as m
 from softcache.arrays import constant
 from softcache.beginning import ids_arrays
 from softcache.block import Block
+from softcache.documents import read_receipt
 from softcache.errors import DamageError, SourceError, SpecError
 from softcache.inventory import metadata
 from softcache.job import Job
@@ -115,7 +116,7 @@ def _mend(job: Job, sealed: m.Sealed) -> None:
 
 def _whole(job: Job, block: Block) -> tuple[m.Receipt, bytes]:
     """A block's receipt, its shards being there: what was lost since must not be sealed in."""
-    receipt, raw = caches.load_receipt(job.store, job.part, block)
+    receipt, raw = read_receipt(job.store, job.part, block)
     for array, entry in zip(job.arrays, receipt.files, strict=True):
         name = array.file(block.view, block.index)
         if job.store.size(name) != entry.bytes:

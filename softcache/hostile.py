@@ -18,6 +18,7 @@ import numpy as np
 from softcache import cache as caches
 from softcache import manifest as m
 from softcache import spec
+from softcache.documents import read_receipt
 from softcache.errors import DamageError, MismatchError, SoftcacheError
 from softcache.parts import identity_file
 from softcache.zarrfile import Array
@@ -35,7 +36,7 @@ def sign(path: Path, change: Change = lambda value: None) -> None:
     for part, sealed in zip(cache.parts, (value, *value.get("parts", ())), strict=True):
         receipts = []
         for block in part.grid.blocks():
-            receipt, _ = caches.load_receipt(cache.store, part, block)
+            receipt, _ = read_receipt(cache.store, part, block)
             files = [_entry(path / array.file(block.view, block.index)) for array in part.arrays]
             raw = receipt.model_copy(update={"files": files}).signed().to_bytes()
             (path / part.receipt(block)).write_bytes(raw)

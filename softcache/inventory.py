@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from softcache import cache as caches
 from softcache import manifest as m
 from softcache import spec
 from softcache.cache import Cache
+from softcache.documents import read_identity
 from softcache.errors import DamageError, MismatchError
 from softcache.parts import Part, identity_file, next_part, refuses
 from softcache.zarrfile import Array, group_metadata, groups
@@ -97,7 +97,7 @@ def begun(cache: Cache) -> Part | None:
     if not cache.store.exists(identity_file(number)):
         return None
     try:
-        identity = caches.read_identity(cache.store, number)
+        identity = read_identity(cache.store, number)
     except (DamageError, MismatchError):
         return None
     return None if refuses(cache.parts, identity) else next_part(cache.parts, identity)

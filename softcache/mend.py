@@ -12,6 +12,7 @@ from softcache import inventory, spec
 from softcache import manifest as m
 from softcache.block import Block
 from softcache.cache import Cache
+from softcache.documents import read_receipt
 from softcache.errors import DamageError, MismatchError, counted
 from softcache.job import Job
 
@@ -66,7 +67,7 @@ def _table(job: Job, cache: Cache) -> np.ndarray | None:
         return cache.table(job.part.number)
     except DamageError:
         try:
-            receipts = [caches.load_receipt(job.store, job.part, block) for block in job.grid.blocks()]
+            receipts = [read_receipt(job.store, job.part, block) for block in job.grid.blocks()]
         except (DamageError, MismatchError):
             return None
         data = m.pack_table(receipts)

@@ -184,3 +184,14 @@ def _other_views(before: tuple[Part, ...], identity: Identity) -> str:
     if next((p.identity.probes for p in before if p.identity.probes), None) != identity.probes:
         return "its probes are drawn by another rule"
     return ""
+
+
+def together(parts: tuple[Part, ...]) -> Identity:
+    """What the parts are together: part 0, with the targets and the views of all."""
+    first, last = parts[0].identity, parts[-1].identity
+    if len(parts) == 1:
+        return first
+    targets = {name: target for part in parts for name, target in part.identity.targets.items()}
+    grid = first.grid.model_copy(update={"views": last.grid.views})
+    probes = next((part.identity.probes for part in parts if part.identity.probes), None)
+    return first.model_copy(update={"targets": targets, "grid": grid, "probes": probes})

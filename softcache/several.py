@@ -14,6 +14,7 @@ from softcache import cache as caches
 from softcache import spec
 from softcache.cache import Cache
 from softcache.errors import MismatchError, NotBuilt, SpecError
+from softcache.indices import integers
 
 
 @overload
@@ -107,7 +108,7 @@ class Several(Cache):
         slab: bool = True,
     ) -> dict[str, Any]:
         """As :meth:`softcache.Cache.read`; ``samples`` are indices into the first one's ids."""
-        samples = caches.integers(samples)
+        samples = integers(samples)
         self._check(view, samples)
         return {name: self._read(name, view, samples, slab) for name in self.names(names)}
 

@@ -809,15 +809,15 @@ HOSTILE: dict[str, tuple[Any, str]] = {
     "a first part by a name": (first("named", to="big"), "it is the first one"),
     "a constant of part 0": (
         lambda v: v["parts"][2]["constants"].update({"ids/offsets": v["constants"]["ids/offsets"]}),
-        "names a constant 'ids/offsets', which no cache has there",
+        "the constant 'ids/offsets' is where no cache has one",
     ),
     "a constant of another part": (
         lambda v: v["parts"][1].update(constants=v["parts"][2]["constants"]),
-        "names a constant 'parts/3/constants/prior'",
+        "the constant 'parts/3/constants/prior' is where no cache has one",
     ),
     "a first constant in a part": (
         lambda v: v["constants"].update(v["parts"][2]["constants"]),
-        "names a constant 'parts/3/constants/prior'",
+        "the constant 'parts/3/constants/prior' is where no cache has one",
     ),
 }
 

@@ -14,19 +14,21 @@ REPO = Path(__file__).resolve().parents[1]
 
 # The table of docs/design.md. Teachers stand beside the builder and may be imported from floor 5 upwards.
 FLOORS = [
-    {"errors", "spec", "keyed", "options"},
+    {"errors", "spec", "keyed", "options", "indices"},
     {"codecs", "store", "remote", "ustar"},
     {"source", "recipe", "targets", "pixels"},
     {"block", "zarrfile", "identity", "arrays", "parts", "manifest", "warp", "geometry", "probes", "shown"},
     {
         "cache",
         "canary",
+        "documents",
         "inventory",
         "licences",
         "pulled",
         "blobs",
         "members",
         "reader",
+        "row",
         "several",
         "tars",
         "views",

@@ -25,7 +25,7 @@ import softcache as sc
 from softcache import builder, job, teachers
 from softcache.block import Grid
 from softcache.meter import Meter
-from softcache.reader import Reader
+from softcache.reader import Files, Reader
 from softcache.recipe import Recipe
 from softcache.store import Store
 from softcache.targets import Target, requests
@@ -203,7 +203,7 @@ def _synthetic(
         store.path(f"{array.path}/zarr.json").write_bytes(array.metadata())
     for name in ("", "targets/", f"targets/{target.name}/", "view/"):
         store.path(f"{name}zarr.json").write_bytes(b'{"zarr_format":3,"node_type":"group","attributes":{}}')
-    return target, grid, arrays, Reader(store, grid, arrays, lambda block: None)
+    return target, grid, arrays, Reader(Files(store), grid, arrays, lambda block: None)
 
 
 def _memmap(folder: Path, grid: Grid, reader: Reader, array: Array) -> np.ndarray:

@@ -14,10 +14,11 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from softcache import canary
-from softcache.cache import Cache, is_whole
+from softcache.cache import Cache
 from softcache.drawing import marks, words
 from softcache.drawing.panel import LEAST, Panel, sheet
 from softcache.errors import SpecError, StoreError, counted
+from softcache.indices import is_whole
 from softcache.keyed import hash64
 from softcache.recipe import Recipe, gather, render
 from softcache.source import Boxes, Source

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from softcache import canary
-from softcache.cache import Cache, integers, is_whole
+from softcache.cache import Cache
 from softcache.errors import MismatchError, SpecError, nearest
+from softcache.indices import integers, is_whole
 from softcache.pixels import normalise as normalised
 from softcache.probes import Probes
 from softcache.recipe import View, gather, render

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from softcache import shown, tars
 from softcache.block import Block
-from softcache.cache import Cache, is_whole, open_finished
+from softcache.cache import Cache, open_finished
 from softcache.errors import DamageError, SpecError
+from softcache.indices import is_whole
 from softcache.keyed import Permutation, in_turn
 from softcache.members import Member
 from softcache.recipe import View, render

@@ -1,0 +1,44 @@
+"""The documents of a cache, read and checked: its manifest, identities and receipts."""
+
+from __future__ import annotations
+
+from softcache import manifest as m
+from softcache.block import Block
+from softcache.errors import DamageError, MismatchError
+from softcache.identity import Identity
+from softcache.parts import Part, identity_file
+from softcache.store import Store
+
+
+def read_manifest(store: Store) -> m.Manifest:
+    """The manifest of a finished cache. :class:`DamageError` unless it is the very one that was written."""
+    where = str(store.path(m.MANIFEST))
+    hint = f"delete it and run the same build-cache again: it is made anew from {store.root / 'receipts'}"
+    raw = store.get(m.MANIFEST, m.MAX_JSON)
+    manifest = m.read(m.Manifest, raw, where, hint)
+    if not manifest.stands_for(raw):
+        raise DamageError(f"{where} was edited: its digest does not match its content; {hint}")
+    if not all(part.holds_together() for part in (manifest, *manifest.parts)):
+        raise DamageError(f"{where} was edited: its identity is not the one that was begun with; {hint}")
+    return manifest
+
+
+def read_identity(store: Store, part: int = 0) -> Identity:
+    """The identity of a build, or of a part of a cache, that has begun."""
+    name, what = identity_file(part), "folder and build" if part == 0 else f"folder parts/{part} and extend"
+    hint = f"this build cannot be resumed: delete the {what} again"
+    return m.read(Identity, store.get(name, m.MAX_JSON), str(store.path(name)), hint)
+
+
+def read_receipt(store: Store, part: Part, block: Block) -> tuple[m.Receipt, bytes]:
+    """A block's receipt and its bytes, checked to belong to this part."""
+    name = part.receipt(block)
+    raw = store.get(name, m.MAX_JSON)
+    receipt = m.read(
+        m.Receipt, raw, str(store.path(name)), "delete it and build again: its block is made anew"
+    )
+    if not receipt.stands_for(raw):
+        raise DamageError(f"{store.path(name)} was changed since it was written; delete it and build again")
+    if receipt.identity != part.identity.digest or receipt.block != (block.view, block.index):
+        raise MismatchError(f"{store.path(name)} belongs to another build; delete it and build again")
+    return receipt, raw
