@@ -1,6 +1,6 @@
 """Write a small cache of today's format, and the values in it, for `tests/test_golden.py` to read forever.
 
-    .venv/bin/python tools/make_golden.py tests/golden/1.1
+    .venv/bin/python tools/make_golden.py tests/golden/1.2
 
 Run it once for each version of the format, never again for an old one.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 import softcache as sc
-from softcache.testing import ToyImages, toy_teacher
+from softcache.testing import ToyImages, toy_detector, toy_teacher
 
 
 def contents(cache: sc.Cache, source: sc.Source) -> dict[int, dict[str, np.ndarray]]:
@@ -35,17 +35,27 @@ def main(out: Path) -> None:
     if out.exists():
         sys.exit(f"{out} exists: a golden cache is never written again")
     source = sc.Source(ToyImages(11))
-    cache = sc.build(
-        out / "cache",
+    folder = out / "cache"
+    sc.build(
+        folder,
         source=source,
-        teacher=[toy_teacher(), toy_teacher()],
-        recipe="random_resized_crop(8)|flip|color_jitter(0.4, 0.4, 0.4, 0.1)|rand_augment|erase(p=1)|mix(p=0.8)",
+        teacher=toy_detector(),
+        recipe="1: flip|hsv_jitter|mosaic(8)|mixup(p=0.5); letterbox(8)|vflip|random_affine(degrees=20)",
         views=2,
-        targets=["logits=topk(2)", "0.logits=argmax", "1.logits=full(u8)", "0.map=int8", "1.vector=f16"],
-        label_smoothing=0.1,
+        targets={
+            "detections": "top(5, background=3)",
+            "queries": "all(logits=f16)",
+            "p3": "pool(2)|int8",
+            "p3.attention": "attention",
+        },
+        licences={"source": "CC0-1.0", "teacher": "Apache-2.0", "cache": "CC0-1.0"},
         block_rows=4,
         batch=4,
     )
+    sc.extend(folder, source=source, teacher=toy_detector(), views=3)
+    other = {"logits": "full(f16)", "map": "int4", "vector": "f16"}
+    sc.extend(folder, source=source, teacher=toy_teacher(), name="other", targets=other, batch=4)
+    cache = sc.open(folder)
     for view, rows in contents(cache, source).items():
         np.savez_compressed(out / f"view-{view}", allow_pickle=False, **rows)
     (out / "digest").write_text(cache.digest + "\n")
