@@ -14,14 +14,15 @@ from softcache import cache as caches
 from softcache import canary, inventory, measure, pulled, tars
 from softcache import manifest as m
 from softcache.cache import Cache
+from softcache.codecs import NOTHING
 from softcache.errors import DamageError, MismatchError, NotBuilt
 from softcache.identity import differences
 from softcache.keyed import draws
 from softcache.parts import Part, by
 from softcache.probe import answers
-from softcache.probes import Probes
-from softcache.recipe import gather, render
-from softcache.source import Source
+from softcache.probes import Probes, visible
+from softcache.recipe import View, gather, render
+from softcache.source import Boxes, Source
 from softcache.targets import Items
 from softcache.teachers import Teacher
 from softcache.teachers.named import called
@@ -132,15 +133,24 @@ def verify_live(
     ours, teacher = parts[0].identity.teacher, called(teacher, parts[0].named)
     chosen = _choose(cache, rows, secrets.randbits(64) if seed is None else seed)
     probing = next((p.identity for p in parts if p.identity.probes), parts[0].identity)
-    asked = Probes.of(
-        probing.model_dump(mode="json"), cache.ids, lambda i: source.boxes(int(pairing.index[i]))
-    )
-    pixels, given = _seen(cache, source, pairing.index, chosen, teacher.input_spec.size, asked)
+    targets = {n: t for part in parts for n, t in part.targets.items()}
+    boxed, size = any(target.boxed for target in targets.values()), teacher.input_spec.size
+
+    def boxes(sample: int) -> Boxes | None:
+        return source.boxes(int(pairing.index[sample]))
+
+    asked = Probes.of(probing.model_dump(mode="json"), cache.ids, boxes)
+    views = [cache.read_views(k, np.array([sample]))[0] for sample, k in chosen]
+    pixels, given = _seen(source, pairing.index, chosen, views, size, asked)
+    objects = [
+        visible(view, sample, boxes, size) if boxed else NOTHING
+        for view, (sample, _) in zip(views, chosen, strict=True)
+    ]
     live = answers(teacher, pixels, ours.batch, **given)
     turned = {name: values[::-1] for name, values in given.items()}
     control = answers(teacher, pixels[::-1], max(1, ours.batch // 2 + 1), **turned)
     found = {}
-    for name, target in {n: t for part in parts for n, t in part.targets.items()}.items():
+    for name, target in targets.items():
         if target.tap not in live or live[target.tap].shape[1:] != target.shape:
             gives = live[target.tap].shape[1:] if target.tap in live else "nothing"
             raise MismatchError(
@@ -150,7 +160,10 @@ def verify_live(
         again = [target.wrap(row[None]) for row in control[target.tap][::-1]]
         kept = [cache.read(v, np.array([s]), [name])[name] for s, v in chosen]
         again = [a.take(k.index) if isinstance(a, Items) else a for a, k in zip(again, kept, strict=True)]
-        lost = [target.decode(target.codec.encode(row[None])) for row in live[target.tap]]
+        lost = [
+            target.decode(target.encode(row[None], [shown]))
+            for row, shown in zip(live[target.tap], objects, strict=True)
+        ]
         found[name] = {"cache": _means(said, kept), "control": _means(said, again)}
         for side, values in (("cache", kept), ("control", again)):
             found[name][side]["wrong"] = float(_wrong(said, values, lost).sum())
@@ -211,17 +224,16 @@ def _choose(cache: Cache, rows: int, seed: int) -> list[tuple[int, int]]:
 
 
 def _seen(
-    cache: Cache,
     source: Source,
     index: np.ndarray,
     chosen: list[tuple[int, int]],
+    views: list[View],
     size: tuple[int, int],
     asked: Probes | None,
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """What the teacher saw, and what it was given besides."""
     pixels, boxes = np.empty((len(chosen), *size, 3), np.uint8), []
-    for i, (sample, k) in enumerate(chosen):
-        view = cache.read_views(k, np.array([sample]))[0]
+    for i, ((sample, k), view) in enumerate(zip(chosen, views, strict=True)):
         images = gather(sample, view, lambda i: source.image(int(index[i])))
         pixels[i] = render(images[sample], view, size, images)
         if asked:

@@ -230,6 +230,7 @@ def test_it_is_verified_resumed_and_planned(built: tuple[sc.Cache, sc.Source], t
     who = assemble(teacher, None, Options.like(cache.identity["teacher"], taps=("detections",)))
     found = verify_live(cache, source, who, 4)["detections"]
     assert found["cache"]["shared"] == 1 and found["cache"]["boxes"] < 1e-4
+    assert found["cache"]["wrong"] == 0
     assert sc.verify(cache, read_data=True) == []
     again = sc.open(cache.path)
     assert again.targets["detections"].spec == "top(300, background=50, inside=40)"
@@ -258,7 +259,8 @@ def test_it_is_extended_as_it_is_built(shared_data: Path, teacher: str, tmp_path
     source = sc.Source(shared_data / "coco356", split="val2017", limit=3)
     more: dict[str, Any] = OPTIONS | {"source": source, "teacher": teacher, "recipe": "flip|mosaic(416)"}
     whole = sc.build(tmp_path / "whole", **more)
-    sc.build(tmp_path / "c", **more | {"views": 1})
+    fewer: dict[str, Any] = more | {"views": 1}
+    sc.build(tmp_path / "c", **fewer)
     other: dict[str, Any] = {"source": source, "teacher": teacher, "progress": False}
     sc.extend(tmp_path / "c", views=2, **other)
     cache = sc.extend(tmp_path / "c", targets=OPTIONS["targets"], name="other", **other)
