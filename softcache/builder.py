@@ -1,49 +1,32 @@
 """``build``: run the teacher over a source once, and keep what it said.
 
-One visible loop: claim a block in several views, decode an image once for all of them, render, run the teacher, encode,
-write the shards, then the receipt.
 Run again after a crash it resumes: a block with a receipt is never computed again.
 """
 
 from __future__ import annotations
 
 import sys
-import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from softcache import cache as caches
-from softcache import measure
-from softcache.arrays import keep_view, view_rows
-from softcache.block import Block
+from softcache import loop, measure
 from softcache.cache import Cache
-from softcache.codecs import NOTHING
-from softcache.errors import SourceError, SpecError, UnreadableImage, counted
+from softcache.errors import SpecError
 from softcache.finish import finish
 from softcache.job import Job, check, prepare
 from softcache.licences import read as read_licences
 from softcache.mend import reopened
 from softcache.meter import Meter
-from softcache.probes import COUNT
-from softcache.recipe import Recipe, render
-from softcache.rows import Batch, Work, keep
-from softcache.source import Source, find_unreadable
+from softcache.recipe import Recipe
+from softcache.source import Source
 from softcache.store import Store
 from softcache.targets import Request, is_logits, requests, taps
 from softcache.teachers import Options, Teacher, layouts_of
 from softcache.teachers.classes import aligned
 from softcache.teachers.classes import read as read_classes
 from softcache.teachers.ensemble import assemble
-
-_AHEAD = 4  # batches rendered ahead, and batches that may wait to be written
-_PARTS = 8  # of a batch, rendered by threads
-_TOGETHER = 256 << 20  # bytes of encoded rows and of pixels, of the views for which an image is decoded once
 
 
 def build(
@@ -186,7 +169,7 @@ def complete(
     store, say, meter = job.store, teller(progress), Meter(0, show=False)
     job = reopened(job, say)
     if job.sealed is None or any(not store.exists(job.part.receipt(block)) for block in job.grid.blocks()):
-        meter = _build_blocks(job, rank, world, workers, progress, say)
+        meter = loop.run(job, rank, world, workers, progress, say)
     else:
         say(f"{store.root} is complete: 0 rows through the teacher")
     pace = meter.pace()
@@ -231,178 +214,4 @@ def open_source(
         return source
     return Source(
         source, split=split, limit=limit, layout=layout, image_column=image_column, label_column=label_column
-    )
-
-
-# -- the loop ----------------------------------------------------------------------------------------------
-
-
-def _build_blocks(
-    job: Job, rank: int, world: int, workers: int, progress: bool, say: Callable[[str], None]
-) -> Meter:
-    """Claim, compute and commit every block that has no receipt, with other builders at work or not.
-
-    Returns what was measured; ``rows`` is the rows that this builder's teacher answered.
-    """
-    groups = _groups(job, world)
-    first = rank * len(groups) // world
-    todo = _missing(job, groups[first:] + groups[:first])
-    every, left = sum(map(len, groups)), sum(map(len, todo))
-    if left < every:
-        say(f"{every - left:,} of {every:,} blocks are committed; going on with the rest")
-    meter = Meter(sum(b.rows for group in todo for b in group), progress)
-    with ThreadPoolExecutor(workers) as readers, ThreadPoolExecutor(1) as writer:
-        while todo:
-            try:
-                _pass(job, todo, readers, writer, meter)
-            except BaseException:
-                readers.shutdown(wait=False, cancel_futures=True)
-                raise
-            held = _missing(job, todo)
-            if held == todo:
-                time.sleep(0.1)  # other builders hold all that is left
-            todo = held
-    say(meter.summary())
-    return meter
-
-
-def _groups(job: Job, world: int) -> list[list[Block]]:
-    """All blocks; those in one list are views of the same samples, which are decoded once for all of them.
-
-    They are as many as can be held in memory together, and not so many that one of ``world`` builders has none.
-    """
-    grid, (height, width) = job.grid, job.teacher.input_spec.size
-    encoded = grid.block_rows * sum(a.row_bytes for a in job.arrays)
-    pixels = 2 * job.batch * height * width * 3  # a batch at the teacher, and the next one
-    most = min(_TOGETHER // (encoded + pixels), (grid.views - grid.first) * grid.blocks_per_view // world)
-    views = np.arange(grid.first, grid.views)
-    parts = np.array_split(views, -(-len(views) // max(1, most)))
-    every = range(grid.blocks_per_view)
-    return [[grid.block(v, index) for v in views.tolist()] for views in parts for index in every]
-
-
-def _missing(job: Job, groups: list[list[Block]]) -> list[list[Block]]:
-    """The blocks that have no receipt yet."""
-    found = [[b for b in group if not job.store.exists(job.part.receipt(b))] for group in groups]
-    return [group for group in found if group]
-
-
-def _pass(
-    job: Job, todo: list[list[Block]], readers: ThreadPoolExecutor, writer: ThreadPoolExecutor, meter: Meter
-) -> None:
-    waiting: deque[Future[int]] = deque()
-    # Left in the opposite order: a claim is held until its block is written, whatever happens.
-    with ExitStack() as claims, _finished(waiting):
-        rendered = _ahead(_rendered(job, todo, readers, claims))
-        while True:
-            with meter.stage("decode"):
-                batches = next(rendered, None)
-            if batches is None:
-                break
-            for batch in batches:
-                _refuse_unreadable(job, batch)
-                with meter.stage("teacher"):
-                    answer = job.teacher(batch.pixels, **batch.given)
-                with meter.stage("write"):
-                    waiting.append(writer.submit(keep, job, batch, answer))
-                    while len(waiting) > _behind(answer) or (waiting and waiting[0].done()):
-                        meter.bytes += waiting.popleft().result()
-                meter.queue = len(waiting)
-                meter.add(batch.rows)
-        for done in waiting:
-            meter.bytes += done.result()
-
-
-def _behind(answer: Mapping[str, np.ndarray]) -> int:
-    """Batches that may wait to be written: those of a detector take 300 MB each."""
-    return min(_AHEAD, max(1, _TOGETHER // max(1, sum(values.nbytes for values in answer.values()))))
-
-
-@contextmanager
-def _finished(futures: deque[Future[int]]) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        wait(futures)
-
-
-def _ahead(rendered: Iterator[tuple[list[Batch], list[Future[None]]]]) -> Iterator[list[Batch]]:
-    """The batches when they are done, with :data:`_AHEAD` of the next, or more, always being rendered meanwhile."""
-    line: deque[tuple[list[Batch], list[Future[None]]]] = deque()
-    for one in rendered:
-        line.append(one)
-        if sum(len(batches) for batches, _ in line) - len(line[0][0]) >= _AHEAD:
-            yield _whole(*line.popleft())
-    while line:
-        yield _whole(*line.popleft())
-
-
-def _whole(batches: list[Batch], parts: list[Future[None]]) -> list[Batch]:
-    for part in parts:
-        part.result()
-    return batches
-
-
-def _rendered(
-    job: Job, todo: list[list[Block]], readers: ThreadPoolExecutor, claims: ExitStack
-) -> Iterator[tuple[list[Batch], list[Future[None]]]]:
-    """Claim group after group, and hand the same batch of each of its views to the readers."""
-    for group in todo:
-        works = [work for block in group if (work := _claimed(job, block, claims))]
-        for start in range(0, group[0].rows, job.batch) if works else ():
-            batches = [_empty(job, work, start) for work in works]
-            rows = range(batches[0].rows)
-            yield batches, [readers.submit(_render, job, batches, rows[i::_PARTS]) for i in range(_PARTS)]
-
-
-def _claimed(job: Job, block: Block, claims: ExitStack) -> Work | None:
-    """The block on its way; None where another builder has it, or had it."""
-    claim = claims.enter_context(ExitStack())
-    if claim.enter_context(job.store.claim(job.part.claim(block))) and not job.store.exists(
-        job.part.receipt(block)
-    ):
-        return Work(block, job.grid.samples_of(block), claim)
-    claim.close()
-    return None
-
-
-def _empty(job: Job, work: Work, start: int) -> Batch:
-    rows = min(job.batch, work.block.rows - start)
-    pixels = np.zeros((job.batch, *job.teacher.input_spec.size, 3), np.uint8)
-    views = view_rows(rows, job.recipe.parameters, job.recipe.mixed, job.recipe.tiled)
-    given = {"probes": np.zeros((job.batch, COUNT, 4), np.float32)} if job.probed else {}
-    return Batch(work, start, rows, pixels, given, views, [NOTHING] * rows, [])
-
-
-def _render(job: Job, batches: list[Batch], rows: range) -> None:
-    """Fill some rows of batches that are views of the same samples: an image is decoded once."""
-    first, size = batches[0], job.teacher.input_spec.size
-    for row in rows:
-        sample = int(first.work.samples[first.start + row])
-        try:
-            image = job.image(sample)
-            for batch in batches:
-                view, images = job.see(image, sample, batch.work.block.view)
-                batch.pixels[row] = render(image, view, size, images)
-                if job.probed:
-                    batch.given["probes"][row] = job.probes(view, sample, batch.work.block.view)
-                if job.boxed:
-                    batch.objects[row] = job.objects(view, sample)
-                keep_view(batch.views, row, view)
-        except UnreadableImage:
-            for batch in batches:
-                batch.unreadable.append(sample)
-
-
-def _refuse_unreadable(job: Job, batch: Batch) -> None:
-    if not batch.unreadable:
-        return
-    if job.skip_corrupt:
-        batch.work.invalid += batch.unreadable
-        return
-    ids = find_unreadable(job.source)
-    shown = ", ".join(map(repr, ids[:10])) + (f" and {len(ids) - 10:,} more" if len(ids) > 10 else "")
-    raise SourceError(
-        f"{counted(len(ids), 'image')} cannot be read: {shown}. Say --skip-corrupt to keep their rows as invalid, "
-        "or mend the images and build into a new folder"
     )

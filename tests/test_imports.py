@@ -40,6 +40,7 @@ FLOORS = [
         "mend",
         "meter",
         "measure",
+        "loop",
         "builder",
         "extension",
         "rows",

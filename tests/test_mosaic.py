@@ -18,7 +18,7 @@ from PIL import Image
 from test_mixed_cache import Echo, Holes, rewrite
 
 import softcache as sc
-from softcache import builder, job, testing
+from softcache import builder, job, loop, testing
 from softcache import manifest as m
 from softcache.cache import Cache
 from softcache.checker import verify_live
@@ -614,8 +614,8 @@ def test_an_image_is_decoded_once_where_there_is_room_and_for_each_tile_where_th
         monkeypatch.setattr(sc.Source, "image", image)
         finish(*args)
 
-    build_blocks, finish = builder._build_blocks, builder.finish
-    monkeypatch.setattr(builder, "_build_blocks", begin)
+    build_blocks, finish = loop.run, builder.finish
+    monkeypatch.setattr(loop, "run", begin)
     monkeypatch.setattr(builder, "finish", end)
     cache = make(tmp_path / "roomy", samples=40, recipe=recipe, workers=1)
     assert counts == dict.fromkeys(range(40), 1)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import softcache as sc
-from softcache import builder
+from softcache import builder, loop
 from softcache.block import Grid
 from softcache.source import Source
 from softcache.store import Store
@@ -72,11 +72,11 @@ ROOMS = [(1 << 28, 1), (5 * ONE_VIEW, 1), (5 * ONE_VIEW - 1, 2), (2 * ONE_VIEW, 
 def test_an_image_is_decoded_once_a_group_of_views_and_the_files_are_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decoded: Counter[int], room: int, groups: int
 ):
-    monkeypatch.setattr(builder, "_TOGETHER", 0)
+    monkeypatch.setattr(loop, "_TOGETHER", 0)
     alone = build(tmp_path / "alone", ToyImages(21), workers=1)
     assert decoded == dict.fromkeys(range(21), 5)
     decoded.clear()
-    monkeypatch.setattr(builder, "_TOGETHER", room)
+    monkeypatch.setattr(loop, "_TOGETHER", room)
     cache = build(tmp_path / "together", ToyImages(21), workers=3)
     assert decoded == dict.fromkeys(range(21), groups)
     assert files(cache) == files(alone)
@@ -87,7 +87,7 @@ def test_skipped_images_are_skipped_in_every_view(tmp_path: Path, monkeypatch: p
     for name in ("ant/0000.png", "cow/0006.png", "bee/0005.png"):
         (images / name).write_bytes(b"no image")
     cache = build(tmp_path / "together", images, skip_corrupt=True)
-    monkeypatch.setattr(builder, "_TOGETHER", 0)
+    monkeypatch.setattr(loop, "_TOGETHER", 0)
     assert files(cache) == files(build(tmp_path / "alone", images, skip_corrupt=True))
     assert len(cache.invalid) == 3 and sc.verify(cache, read_data=True) == []
 
@@ -129,7 +129,7 @@ def groups_of(samples: int, views: int, world: int, row: int = 40) -> list[list[
         arrays=[SimpleNamespace(row_bytes=row)],
         batch=64,
     )
-    return builder._groups(job, world)
+    return loop._groups(job, world)
 
 
 @pytest.mark.parametrize("views", [1, 2, 7, 10, 40])

@@ -22,7 +22,7 @@ from unittest import mock
 import numpy as np
 
 import softcache as sc
-from softcache import builder, job, teachers
+from softcache import job, loop, teachers
 from softcache.block import Grid
 from softcache.meter import Meter
 from softcache.reader import Files, Reader
@@ -90,10 +90,10 @@ def bench_build(data: Path, rounds: int) -> None:
                 with ThreadPoolExecutor(2) as readers, ThreadPoolExecutor(1) as writer:
                     start = time.perf_counter()
                     if keep:
-                        builder._pass(made, blocks, readers, writer, meter)
+                        loop._pass(made, blocks, readers, writer, meter)
                     else:
-                        with mock.patch.object(builder, "keep", lambda *_: 0):
-                            builder._pass(made, blocks, readers, writer, meter)
+                        with mock.patch.object(loop, "keep", lambda *_: 0):
+                            loop._pass(made, blocks, readers, writer, meter)
                     return len(source) / (time.perf_counter() - start)
 
         found = interleaved({"bare": lambda run=run: run(False), "build": lambda run=run: run(True)}, rounds)
