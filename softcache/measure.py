@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from softcache.codecs import AttentionMap
+from softcache.codecs import AttentionMap, SampledLogits
 from softcache.codecs.fixed import HIGH, LOW
 from softcache.errors import counted
 from softcache.manifest import Receipt, Report
@@ -50,8 +50,8 @@ class Tally:
 
 def fidelity(said: Any, kept: Any) -> dict[str, np.ndarray]:
     """Per row, of two decoded targets: KL(said ‖ kept) in nats at each temperature that both hold for logits, and
-    whether they agree on the class where one has none; of items see :func:`_of_items`; relative L2 error and cosine for
-    the rest, of attention maps for either part."""
+    whether they agree on the class where one has none; of sampled ones ‖p̂ − p‖ / ‖p‖, since their KL is infinite; of items
+    see :func:`_of_items`; relative L2 error and cosine for the rest, of attention maps for either part."""
     if isinstance(said, AttentionMap):
         pairs = {"spatial": (said.spatial, kept.spatial), "channel": (said.channel, kept.channel)}
         return {f"{name}_{key}": v for name, pair in pairs.items() for key, v in _closeness(*pair).items()}
@@ -60,6 +60,9 @@ def fidelity(said: Any, kept: Any) -> dict[str, np.ndarray]:
         return {key: np.array([row[key] for row in rows]) for key in (rows[0] if rows else ())}
     if not hasattr(said, "top1"):
         return _closeness(said.values, kept.values)
+    if isinstance(kept, SampledLogits):
+        p, off = np.exp(said.log_probs(kept.T)), kept.probs(kept.T)
+        return {f"gradient_T{kept.T:g}": np.linalg.norm(off - p, axis=1) / np.linalg.norm(p, axis=1)}
     held = [T for T in TEMPERATURES if said.holds(T) and kept.holds(T)]
     found = {f"kl_T{T}": _kl(said.log_probs(T), kept.log_probs(T)) for T in held}
     return found or {"agreement": (said.top1() == kept.top1()).astype(np.float64)}

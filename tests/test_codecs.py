@@ -38,7 +38,8 @@ SPARSE = [
     "topk(3, tail=spread)",
     "topk(9, at=(1, 3))",
     "packed(44)",
-]  # test_topk.py and test_packed.py have their contract
+    "sample(50)",
+]  # test_topk.py, test_packed.py and test_sample.py have their contract
 PARTS = [
     "attention",
     "attention(1.5)",

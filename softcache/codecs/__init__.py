@@ -8,7 +8,8 @@ A codec is a frozen dataclass whose spec string is its constructor call. It has
 - ``fields(shape)``: the fields of one row of that shape; :class:`CodecError` when it cannot serve the shape;
 - ``encode(values)``: float32 ``(n, *shape)`` → ``{field: (n, *field shape)}``;
 - ``decode(fields, shape)``: the inverse, float32 ``(n, *shape)``; from those that keep less than every value, or keep
-  it in parts, an object of their own: :class:`SparseLogits`, :class:`HardLabels`, :class:`Items`, :class:`AttentionMap`;
+  it in parts, an object of their own: :class:`SparseLogits`, :class:`SampledLogits`, :class:`HardLabels`,
+  :class:`Items`, :class:`AttentionMap`;
 - ``bound(fields, shape)``: the largest absolute error of each value that is kept, broadcastable to ``(n, *shape)`` (where
   what is decoded has parts: by part);
 - ``exact(values)``, where what is decoded has another form than the teacher's rows: those rows in that form, unrounded;
@@ -38,6 +39,7 @@ from softcache.codecs.items import All, Items, Top
 from softcache.codecs.objects import NOTHING, Objects, is_boxed, is_labelled
 from softcache.codecs.packed import Packed
 from softcache.codecs.pool import Pool, Pooled
+from softcache.codecs.sample import Sample, SampledLogits
 from softcache.codecs.sign import Sign
 from softcache.codecs.topk import SparseLogits, TopK
 from softcache.errors import SpecError
@@ -54,13 +56,14 @@ __all__ = [
     "Items",
     "Named",
     "Objects",
+    "SampledLogits",
     "SparseLogits",
     "is_boxed",
     "is_labelled",
     "parse",
 ]
 
-Decoded = np.ndarray | SparseLogits | HardLabels | Items | AttentionMap
+Decoded = np.ndarray | SparseLogits | SampledLogits | HardLabels | Items | AttentionMap
 
 
 class Codec(Protocol):
@@ -86,6 +89,7 @@ CODECS: dict[str, type[Codec]] = {
     "int4": Int4,
     "int8": Int8,
     "packed": Packed,
+    "sample": Sample,
     "sign": Sign,
     "top": Top,
     "topk": TopK,

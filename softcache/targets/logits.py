@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from softcache.codecs import HardLabels, SparseLogits
+from softcache.codecs import HardLabels, SampledLogits, SparseLogits
 from softcache.errors import SpecError
+
+Other = SparseLogits | SampledLogits | HardLabels
 
 
 @dataclass(frozen=True)
@@ -53,5 +55,5 @@ class LogitsKind:
     def accepts(self, shape: tuple[int, ...]) -> bool:
         return len(shape) == 1
 
-    def wrap(self, values: np.ndarray | SparseLogits | HardLabels) -> Logits | SparseLogits | HardLabels:
+    def wrap(self, values: np.ndarray | Other) -> Logits | Other:
         return Logits(values) if isinstance(values, np.ndarray) else values

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from softcache.codecs import AttentionMap, HardLabels, Items, SparseLogits
+from softcache.codecs import AttentionMap, HardLabels, Items, SampledLogits, SparseLogits
 from softcache.codecs.topk import Tail
 
 if TYPE_CHECKING:
@@ -68,6 +68,24 @@ class Hard:
 
 
 @dataclass(frozen=True)
+class Sampled:
+    """Classes drawn from the teacher's softmax at ``T``: ``values`` int64 (B, n), of ``classes``; ``entropy`` float32
+    (B,)."""
+
+    values: Tensor
+    entropy: Tensor
+    T: float
+    classes: int
+
+    def constant(self) -> bool:
+        return all(bool((t[1:] == t[:1]).all()) for t in (self.values, self.entropy))
+
+    def to(self, device: torch.device | str) -> Sampled:
+        values, entropy = (t.to(device, non_blocking=True) for t in (self.values, self.entropy))
+        return Sampled(values, entropy, self.T, self.classes)
+
+
+@dataclass(frozen=True)
 class Parts:
     """A target of a batch in several parts, such as items of a detector, by name: tensors (B, …)."""
 
@@ -80,7 +98,7 @@ class Parts:
         return Parts({name: t.to(device, non_blocking=True) for name, t in self.values.items()})
 
 
-OfLogits = Dense | Sparse | Hard
+OfLogits = Dense | Sparse | Sampled | Hard
 BatchTarget = OfLogits | Parts
 
 
@@ -89,6 +107,9 @@ def to_tensors(decoded: Any) -> BatchTarget:
     if isinstance(decoded, SparseLogits):
         index, values, soft_mean = map(torch.from_numpy, (decoded.index, decoded.value, decoded.soft_mean))
         return Sparse(index, values, soft_mean, decoded.tail)
+    if isinstance(decoded, SampledLogits):
+        index, entropy = map(torch.from_numpy, (decoded.index, decoded.entropy))
+        return Sampled(index, entropy, decoded.T, decoded.classes)
     if isinstance(decoded, HardLabels):
         return Hard(torch.from_numpy(decoded.index), decoded.classes)
     if isinstance(decoded, Items | AttentionMap):

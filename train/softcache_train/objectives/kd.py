@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from softcache.codecs import sample
 from softcache.codecs.topk import Tail
 from softcache.errors import MismatchError, SpecError
-from softcache_train.targets import BatchTarget, Dense, Hard, OfLogits, Parts, Sparse
+from softcache_train.targets import BatchTarget, Dense, Hard, OfLogits, Parts, Sampled, Sparse
 
 Target = BatchTarget | Tensor | Mapping[str, Tensor]
 
@@ -27,8 +28,9 @@ def kd(student_logits: Tensor, target: Target, T: float = 4.0) -> Tensor:  # noq
 
     From what ``topk`` or ``packed`` kept, with K the kept classes and P = 1 − Σ_K p the mass of the others, in closed form:
     Σ_K p_t log(p_t/p_s) + P_t log(P_t/P_s), the others being one bucket; or with ``tail=spread``
-    Σ_K p_t log(p_t/p_s) + P_t (log(P_t/n) − 1/n Σ log p_s), over the n others. From ``argmax``: −log p_s(1) of the
-    teacher's class, whatever T.
+    Σ_K p_t log(p_t/p_s) + P_t (log(P_t/n) − 1/n Σ log p_s), over the n others. From ``sample``: −H(p_t) − 1/n Σ log p_s of
+    the n classes drawn, whose mean over draws is the KL, as its gradient is that of the KL (arXiv:2503.16870, §3). From
+    ``argmax``: −log p_s(1) of the teacher's class, whatever T.
 
     ``student_logits`` float (B, C); ``target`` as ``batch["logits"]`` of a :class:`~softcache_train.Loader` or of a
     DataLoader over :func:`softcache.with_targets`, or the teacher's logits (B, C). At least float32 is computed in,
@@ -47,6 +49,10 @@ def _kd(z: Tensor, target: OfLogits, T: float) -> Tensor:  # noqa: N803
         return F.cross_entropy(z, target.values)
     if isinstance(target, Sparse):
         return T**2 * _sparse_kl(z, target, T)
+    if isinstance(target, Sampled):
+        sample.check(T, target.T)
+        drawn = F.log_softmax(z / T, dim=1).gather(1, target.values)
+        return -(T**2) * (drawn.mean(dim=1) + target.entropy.to(z.dtype)).mean()
     teacher = F.log_softmax(target.values.detach().to(z.dtype) / T, dim=1)
     return T**2 * F.kl_div(F.log_softmax(z / T, dim=1), teacher, reduction="batchmean", log_target=True)
 
@@ -72,19 +78,19 @@ def _understood(target: Target, student_logits: Tensor) -> OfLogits:
     if isinstance(target, Tensor):
         target = Hard(target, student_logits.shape[-1]) if not target.is_floating_point() else Dense(target)
     elif isinstance(target, Mapping):
-        if "tail" not in target:
+        if not {"tail", "draws"} & target.keys():
             raise MismatchError(f"kd learns from logits, and this target has {', '.join(map(str, target))}")
         target = _collated(target, student_logits.shape[-1])
     if isinstance(target, Parts):
         raise MismatchError(f"kd learns from logits, and this target has {', '.join(target.values)}")
-    if not isinstance(target, Dense | Sparse | Hard):
+    if not isinstance(target, Dense | Sparse | Sampled | Hard):
         raise MismatchError(
             f"kd learns from logits as tensors, batch['logits'] of a Loader, not from a {type(target).__name__}"
         )
     if isinstance(target, Dense):
         shape = tuple(target.values.shape)
     else:
-        classes = target.classes if isinstance(target, Hard) else target.tail.classes
+        classes = target.tail.classes if isinstance(target, Sparse) else target.classes
         shape = (len(target.values), classes)
     if student_logits.ndim != 2 or tuple(student_logits.shape) != shape:
         raise MismatchError(
@@ -93,8 +99,13 @@ def _understood(target: Target, student_logits: Tensor) -> OfLogits:
     return target
 
 
-def _collated(target: Mapping[str, Tensor], classes: int) -> Sparse:
-    """What a DataLoader made of :meth:`softcache.codecs.topk.SparseLogits.arrays`."""
+def _collated(target: Mapping[str, Tensor], classes: int) -> Sparse | Sampled:
+    """What a DataLoader made of ``arrays()`` of :class:`softcache.codecs.SparseLogits` or ``SampledLogits``."""
+    if "draws" in target:
+        drawn = sorted(set(target["T"].tolist()))
+        if len(drawn) > 1:
+            raise MismatchError(f"kd: the rows of this batch were drawn at T={drawn[0]:g} and T={drawn[1]:g}")
+        return Sampled(target["draws"], target["entropy"], drawn[0], classes)
     tails = sorted(set(map(tuple, target["tail"].tolist())))
     if len(tails) > 1:
         told = [f"tail={'spread' if spread else 'bucket'}, at={tuple(at)}" for spread, *at in tails[:2]]
