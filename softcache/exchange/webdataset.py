@@ -11,24 +11,22 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from softcache import cache as caches
-from softcache import canary, inventory, shown, spec, tars
+from softcache import inventory, shown, spec, tars
 from softcache import manifest as m
 from softcache.block import Block
 from softcache.cache import Cache
-from softcache.errors import DamageError, MismatchError, NotBuilt, SourceError, SpecError
+from softcache.errors import DamageError, NotBuilt, SourceError, SpecError
+from softcache.exchange.embedding import Embedding, embedded
 from softcache.members import IMAGES, MOST, Contents, Embed, Member
 from softcache.recipe import View, gather, render
 from softcache.several import Several
 from softcache.source import Source
-from softcache.source.kept import ROOM, Kept
 from softcache.store import Store
 from softcache.ustar import BLOCK, END, header, npy_header, padding
 
@@ -70,7 +68,7 @@ def export(
     if cache.manifest is None:
         raise NotBuilt(f"{cache.path} is not finished: run the same build-cache command again, then export")
     store = out if isinstance(out, Store) else Store(out)
-    work = _Work(cache, embed, _embedding(cache, embed, source))
+    work = _Work(cache, embed, embedded(cache, embed, source))
     _refuse_foreign(store, work)
     with store.claim("export") as mine:
         if not mine:
@@ -125,65 +123,13 @@ def _whole(cache: Cache, one: inventory.File) -> bytes:
     return data
 
 
-# -- what is embedded ------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class _Embedding:
-    """Images, labels and views of a cache's samples."""
-
-    cache: Cache
-    source: Source
-    pairing: canary.Pairing
-
-    @cached_property
-    def labels(self) -> np.ndarray:
-        return canary.class_labels(self.cache, self.source, self.pairing.index)
-
-    @cached_property
-    def image(self) -> Kept:
-        room = ROOM if self.cache.mixed or self.cache.tiled else 0
-        return Kept(self.source, room, self.pairing.index)
-
-    def content(self, sample: int) -> bytes:
-        """The bytes of an image as they lie in the source."""
-        data = self.source.encoded(int(self.pairing.index[sample]))
-        if not isinstance(data, bytes):
-            raise SourceError(
-                f"{self.source.describe()}: its images are arrays, not files: export with --embed-views"
-            )
-        return data
-
-    def label(self, sample: int, view: View) -> int:
-        return -1 if view.mosaic else int(self.labels[sample])
-
-
-def _embedding(cache: Cache, embed: Embed, source: Source | None) -> _Embedding | None:
-    if embed == "nothing":
-        return None
-    if source is None:
-        raise SpecError(
-            f"to embed {embed} the images are needed: name the source (--source) the cache was built from"
-        )
-    if embed == "images" and (cache.mixed or cache.tiled):
-        raise SpecError(
-            f"the views of {cache.path} show several images each, which lie in different tars: export with --embed-views"
-        )
-    pairing = canary.pair(cache, source, tolerance=0, every=True)
-    if not pairing.same_labels:
-        raise MismatchError(
-            f"the labels of {source.describe()} are not those the cache {cache.path} was built with: name the same source"
-        )
-    return _Embedding(cache, source, pairing)
-
-
 # -- tars ------------------------------------------------------------------------------------------------------
 
 
 class _Work:
     """What there is to write."""
 
-    def __init__(self, cache: Cache, embed: Embed, embedding: _Embedding | None):
+    def __init__(self, cache: Cache, embed: Embed, embedding: Embedding | None):
         self.embed: Embed = embed
         self.cache, self.embedding = cache, embedding
         self.contents = Contents(cache, embed)
@@ -382,7 +328,7 @@ def _samples(work: _Work, block: Block, views: Mapping[int, View]) -> Iterator[t
             yield from pool.map(make, rows[start : start + _ROWS])
 
 
-def _sample(cache: Cache, embedding: _Embedding, block: Block, sample: int, view: View) -> dict[str, Any]:
+def _sample(cache: Cache, embedding: Embedding, block: Block, sample: int, view: View) -> dict[str, Any]:
     """What is told of a sample: for those who read the tars with other software."""
     label = embedding.label(sample, view)
     found: dict[str, Any] = {"id": cache.ids[sample], "sample": sample, "view": block.view, "label": label}
