@@ -22,7 +22,7 @@ from softcache.keyed import in_turn
 from softcache.pixels import normalise
 from softcache.recipe import View, gather, render
 from softcache.recipe.options import rendered
-from softcache.several import Several
+from softcache.several import Combined
 from softcache.several import open as open_cache
 from softcache.source import Source
 from softcache.source.kept import ROOM, Kept
@@ -149,7 +149,7 @@ class WithTargets(Base):
         self._decoded = Kept(source, ROOM if cache.mixed or cache.tiled else 0, pairing.index)
         self.views, self.input_spec = cache.pulled_views(targets), cache.identity["teacher"]["input_spec"]
         self.message = pairing.message
-        self._paths = [one.path for one in cache.members] if isinstance(cache, Several) else cache.path
+        self._paths = [one.path for one in cache.members] if isinstance(cache, Combined) else cache.path
         self._digest = cache.digest
         self._opened: Cache | None = cache
         self._clock = _Clock(len(self.samples))

@@ -26,7 +26,7 @@ from softcache.errors import (
     SpecError,
     nearest,
 )
-from softcache.identity import Identity
+from softcache.identity import Identity, TeacherId
 from softcache.indices import integers, is_whole
 from softcache.parts import Part, follow, identity_file, together
 from softcache.reader import Files, Reader
@@ -217,9 +217,12 @@ class Cache:
 
     def teacher(self, target: str) -> dict[str, Any]:
         """Who said a target: the identity of its teacher, as plain JSON values."""
+        return self.teacher_id(target).model_dump(mode="json")
+
+    def teacher_id(self, target: str) -> TeacherId:
+        """As :meth:`teacher`."""
         self._require(target)
-        said = next(part for part in self.parts if target in part.targets)
-        return said.identity.teacher.model_dump(mode="json")
+        return next(part for part in self.parts if target in part.targets).identity.teacher
 
     @property
     def constants(self) -> dict[str, m.Constant]:

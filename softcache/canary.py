@@ -18,7 +18,7 @@ from softcache.keyed import draws
 from softcache.recipe import OPS, RENDER_VERSION, View, gather, render
 from softcache.recipe import mix as mixes
 from softcache.recipe import mosaic as mosaics
-from softcache.several import Several
+from softcache.several import Joined, Several
 from softcache.source import Source, digest_contents, digest_labels
 
 COUNT = 8
@@ -66,6 +66,8 @@ def pair(cache: Cache, source: Source, tolerance: float = TOLERANCE, every: bool
     """
     if not cache.complete:
         raise NotBuilt(f"{cache.path} is not finished: run the same build-cache command again, then train")
+    if isinstance(cache, Joined):
+        return _joined([pair(one, source, tolerance, every) for one in cache.members])
     for other in cache.members[1:] if isinstance(cache, Several) else ():
         pair(other, source, tolerance, every)
     _check_versions(cache)
@@ -103,6 +105,16 @@ def class_labels(cache: Cache, source: Source, index: np.ndarray) -> np.ndarray:
     ours = {name: number for number, name in enumerate(cache.classes)}
     table = np.array([ours.get(name, -1) for name in source.classes], np.int64)
     return np.where(labels >= 0, table[labels], -1)
+
+
+def _joined(pairings: list[Pairing]) -> Pairing:
+    """Of caches of other samples, one after the other; their classes are the same."""
+    return Pairing(
+        np.concatenate([one.index for one in pairings]),
+        pairings[0].classes,
+        " + ".join(one.message for one in pairings),
+        all(one.same_labels for one in pairings),
+    )
 
 
 def _check_versions(cache: Cache) -> None:

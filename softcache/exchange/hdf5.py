@@ -22,7 +22,7 @@ from softcache.errors import DamageError, MismatchError, NotBuilt, SoftcacheErro
 from softcache.exchange.files import Patient, aside, written
 from softcache.exchange.h5file import File, is_hdf5, library, opened
 from softcache.exchange.words import ABOUT, COLUMNS, formula
-from softcache.several import Several
+from softcache.several import Combined
 from softcache.store import Store
 from softcache.zarrfile import BIG_ROW, Array
 
@@ -46,7 +46,7 @@ def export(cache: Cache, out: str | Path, *, decoded: bool = False) -> None:
             there, or h5py is not.
         StoreError: the disk does not take it.
     """
-    if isinstance(cache, Several) or cache.tars:
+    if isinstance(cache, Combined) or cache.tars:
         raise SpecError(
             f"{cache.path} is no single cache in a folder: export each cache by itself, from its own folder"
         )

@@ -25,7 +25,7 @@ from softcache.errors import DamageError, NotBuilt, SourceError, SpecError
 from softcache.exchange.embedding import Embedding, embedded
 from softcache.members import IMAGES, MOST, Contents, Embed, Member
 from softcache.recipe import View, gather, render
-from softcache.several import Several
+from softcache.several import Combined
 from softcache.source import Source
 from softcache.store import Store
 from softcache.ustar import BLOCK, END, header, npy_header, padding
@@ -61,7 +61,7 @@ def export(
         MismatchError: the source is another than the cache was built from, in any image or label.
         DamageError: a file of the cache is not what was written. StoreError: the disk is full or fails.
     """
-    if isinstance(cache, Several) or cache.tars:
+    if isinstance(cache, Combined) or cache.tars:
         raise SpecError(
             f"{cache.path} is no single cache in a folder: export each cache by itself, from its own folder"
         )

@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
         "--cache",
         required=True,
         action="append",
-        help="the folder that build-cache wrote; repeated, several caches of the same views as one",
+        help="the folder that build-cache wrote; repeated, several caches as one: of several teachers, or of other samples",
     )
     parser.add_argument("--source", required=True, help="the images it was built from")
     parser.add_argument("--split", help="the source's split; by default the cache's own")

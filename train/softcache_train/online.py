@@ -12,7 +12,7 @@ import numpy as np
 
 from softcache.errors import SpecError
 from softcache.parts import by
-from softcache.several import Several
+from softcache.several import Combined
 from softcache.targets import Target, taps
 from softcache_train.targets import BatchTarget, to_tensors
 
@@ -50,7 +50,7 @@ def load(
 
     Raises :class:`TeacherError`; :class:`SpecError` for several caches.
     """
-    if isinstance(cache, Several):
+    if isinstance(cache, Combined):
         raise SpecError("a live teacher stands in for one cache: name one --cache, or leave --teacher out")
     from softcache.teachers.ensemble import assemble
     from softcache.teachers.named import called, options_like
