@@ -253,7 +253,7 @@ def _compare(said: Any, kept: Any) -> dict[str, np.ndarray]:
         found["shared"] = np.isin(kept.index, said.index).mean(axis=-1)
     elif hasattr(said, "top1"):
         found["agreement"] = said.top1() == kept.top1()
-        if hasattr(kept, "values"):
+        if hasattr(said, "values") and hasattr(kept, "values"):
             found["cosine"] = measure.cosine(said.values, kept.values)
     return found
 

@@ -60,10 +60,11 @@ def fidelity(said: Any, kept: Any) -> dict[str, np.ndarray]:
         return {key: np.array([row[key] for row in rows]) for key in (rows[0] if rows else ())}
     if not hasattr(said, "top1"):
         return _closeness(said.values, kept.values)
-    if isinstance(kept, SampledLogits):
-        p, off = np.exp(said.log_probs(kept.T)), kept.probs(kept.T)
-        return {f"gradient_T{kept.T:g}": np.linalg.norm(off - p, axis=1) / np.linalg.norm(p, axis=1)}
-    held = [T for T in TEMPERATURES if said.holds(T) and kept.holds(T)]
+    drawn = next((one for one in (kept, said) if isinstance(one, SampledLogits)), None)
+    if drawn is not None and said.holds(drawn.T) and kept.holds(drawn.T):
+        p, q = (np.exp(one.log_probs(drawn.T)) for one in (said, kept))
+        return {f"gradient_T{drawn.T:g}": np.linalg.norm(q - p, axis=-1) / np.linalg.norm(p, axis=-1)}
+    held = [T for T in TEMPERATURES if drawn is None and said.holds(T) and kept.holds(T)]
     found = {f"kl_T{T}": _kl(said.log_probs(T), kept.log_probs(T)) for T in held}
     return found or {"agreement": (said.top1() == kept.top1()).astype(np.float64)}
 

@@ -174,3 +174,20 @@ def test_a_cache_of_draws(tmp_path: Path):
     assert sc.verify(cache, read_data=True) == []
     assert cache.read(0, np.arange(9))["logits"].index.shape == (9, 20)
     assert len(sc.overlay(cache, sc.Source(ToyImages(9)), tmp_path / "out")) == 8  # as many as are drawn
+
+
+def test_caches_of_draws_are_compared_with_each_other_and_with_logits(tmp_path: Path):
+    specs = {"a": "sample(20)", "b": "sample(20, seed=1)", "c": "sample(20, T=2)", "d": "full(u8)"}
+    made = {
+        name: sc.build(
+            tmp_path / name,
+            source=ToyImages(9),
+            teacher=toy_teacher(),
+            targets={"logits": text},
+            progress=False,
+        )
+        for name, text in specs.items()
+    }
+    for one, two, key in (("a", "b", "gradient_T1"), ("a", "d", "gradient_T1"), ("d", "c", "gradient_T2")):
+        assert 0 < sc.diff(made[one], made[two])["values"]["logits"][key] < 0.3
+    assert "agreement" in sc.diff(made["a"], made["c"])["values"]["logits"]
