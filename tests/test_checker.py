@@ -279,7 +279,7 @@ def test_a_cache_is_the_same_as_its_copy(small_cache: Cache, small_copy: Path):
     found = sc.diff(small_cache, sc.open(small_copy))
     assert found["same"] and found["identity"] == []
     assert found["ids"] == {"only_a": 0, "only_b": 0, "both": 20}
-    assert found["values"]["map"]["relative_l2"] == 0 and found["values"]["logits"]["kl_T1"] == 0
+    assert found["values"] == {}  # nothing to compare
     json.dumps(found)
 
 
