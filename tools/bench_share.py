@@ -29,6 +29,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -101,10 +102,12 @@ def bucket() -> Iterator[str]:
     server.start()
     host, port = server.get_host_and_port()
     endpoint, name = f"http://{host}:{port}", f"bench-{secrets.token_hex(4)}"
-    keys = {"AWS_ACCESS_KEY_ID": "bench", "AWS_SECRET_ACCESS_KEY": "bench"}
-    os.environ.update(keys, AWS_ENDPOINT_URL=endpoint, AWS_REGION="us-east-1", NO_PROXY="127.0.0.1")
+    others = {n: v for n, v in os.environ.items() if not n.startswith("AWS_")}  # no store but this one
+    keys = {"AWS_ACCESS_KEY_ID": "bench", "AWS_SECRET_ACCESS_KEY": "bench", "AWS_REGION": "us-east-1"}
+    ours = others | keys | {"AWS_ENDPOINT_URL": endpoint, "NO_PROXY": "127.0.0.1"}
     try:
-        with urllib.request.urlopen(urllib.request.Request(f"{endpoint}/{name}", method="PUT")):
+        with mock.patch.dict(os.environ, ours, clear=True):
+            urllib.request.urlopen(urllib.request.Request(f"{endpoint}/{name}", method="PUT")).close()
             yield f"s3://{name}"
     finally:
         server.stop()
