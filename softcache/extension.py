@@ -19,7 +19,7 @@ from softcache.cache import Cache
 from softcache.errors import MismatchError, NotBuilt, SpecError
 from softcache.job import check, prepare
 from softcache.licences import read as read_licences
-from softcache.mend import require_whole
+from softcache.mend import require_undamaged, require_whole
 from softcache.parts import Part
 from softcache.recipe import Recipe
 from softcache.source import Source
@@ -83,6 +83,7 @@ def extend(
         The open cache. Where everything was there already, no row went through the teacher.
 
     Raises:
+        DamageError: a file of the cache is missing or cut.
         MismatchError: source or teacher are not those of the cache, a target is there already, another extension has
             begun, or there are several teachers, so that nobody can make more views of all.
         SoftcacheError: of the other kinds in :mod:`softcache.errors`; what was committed stays committed.
@@ -113,6 +114,7 @@ def extend(
             say(f"{held.path} has {views:,} views: nothing is to be done")
             return held
 
+    require_undamaged(held, added.before)
     samples = _source(held, source, split, limit, layout, image_column, label_column)
     recipe = Recipe(held.identity["recipe"]["spec"], held.identity["recipe"]["seed"])
     say(samples.describe())

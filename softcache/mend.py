@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +15,7 @@ from softcache.cache import Cache
 from softcache.documents import read_receipt
 from softcache.errors import DamageError, MismatchError, counted
 from softcache.job import Job
+from softcache.parts import Part
 
 
 def reopened(job: Job, say: Callable[[str], None]) -> Job:
@@ -45,6 +46,18 @@ def require_whole(cache: Cache) -> None:
         raise MismatchError(
             f"{cache.path} holds some of a cache, as it was pulled: pull all of it, then run this again; or repair it"
         )
+
+
+def require_undamaged(cache: Cache, parts: Iterable[Part]) -> None:
+    """Refuse a cache of which a file of these parts is missing or cut."""
+    for part in parts:
+        for one in inventory.of_part(cache, part.number, cache.table(part.number)):
+            if why := inventory.problem(cache, one):
+                made = "extend" if part.number else "build-cache"
+                raise DamageError(
+                    f"{cache.store.path(one.file)}: {why}. Run the {made} that made it again, or softcache repair "
+                    f"{cache.path} --from REMOTE; then extend"
+                )
 
 
 def _tell_of_others(cache: Cache, number: int, say: Callable[[str], None]) -> None:

@@ -795,6 +795,16 @@ def test_damage_in_another_part_is_told(grown_copy: Path, small_folder: Path, ca
     assert "files of what extend made are missing or cut" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("damage", [testing.remove, testing.truncate])
+@pytest.mark.parametrize("asked", [{"views": 3}, {"targets": ["vector=f16"]}])
+def test_a_damaged_cache_is_not_extended(path: Path, small_folder: Path, damage: Any, asked: dict[str, Any]):
+    damage(path / "targets" / "map" / "value" / "c.1.0.0.0.0")
+    before = inodes(path)
+    with pytest.raises(DamageError, match=r"targets/map/value/c\.1\.0\.0\.0\.0: .*Run the build-cache"):
+        extend(path, small_folder, **asked)
+    assert inodes(path) == before
+
+
 def test_an_image_that_can_be_read_now_is_refused(path: Path, small_folder: Path):
     """Not the bytes are others, but what they are decoded with."""
     sign(path, lambda v: v.update(invalid=[3]))

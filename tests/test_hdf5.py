@@ -244,13 +244,16 @@ def test_an_unfinished_cache_is_not_exported(small_copy: Path, tmp_path: Path):
         hdf5.export(sc.open(small_copy), tmp_path / "a.h5")
 
 
-def test_a_folder_with_something_else_is_left_alone(exported: Path, golden_folder: Path, tmp_path: Path):
+def test_a_folder_with_something_else_is_left_alone(
+    exported: Path, golden_folder: Path, small_cache: sc.Cache, tmp_path: Path
+):
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "mine.txt").write_text("mine")
     with pytest.raises(MismatchError, match=r"holds something else, for example 'mine\.txt'"):
         hdf5.restore(exported, tmp_path / "notes")
     before = files(golden_folder)
-    with pytest.raises(MismatchError, match="another cache"):
+    both = f"{sc.open(golden_folder).digest}, and this is {small_cache.digest}"
+    with pytest.raises(MismatchError, match=f"another cache, {both}"):
         hdf5.restore(exported, golden_folder)
     assert files(golden_folder) == before
 

@@ -11,7 +11,7 @@ import pytest
 import softcache as sc
 from softcache.cli import main
 from softcache.errors import DamageError, InvalidRow, MismatchError, SoftcacheError, SourceError, SpecError
-from softcache.exchange import hdf5
+from softcache.exchange import hdf5, webdataset
 from softcache.testing import ToyImages
 
 N, CLASSES = 20, 4
@@ -219,6 +219,29 @@ def test_what_would_show_its_views_refuses(
     ):
         with pytest.raises(MismatchError, match="unknown recipe"):
             ask()
+
+
+@pytest.mark.parametrize("embed", ["images", "views"])
+def test_no_pixels_are_put_beside_what_nobody_saw(
+    embed: Any,
+    unknown: tuple[sc.Cache, dict[str, np.ndarray]],
+    source: sc.Source,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    cache, _ = unknown
+    with pytest.raises(MismatchError, match=f"unknown recipe.* --embed-{embed} shows"):
+        webdataset.export(cache, tmp_path / "tars", embed=embed, source=source)
+    assert not (tmp_path / "tars").exists()
+    webdataset.export(cache, tmp_path / "plain")
+    pytest.importorskip("torch")
+    import softcache_train as st
+
+    with monkeypatch.context() as before:  # one that was made when that was not refused
+        before.setattr(sc.Cache, "require_replayable", lambda *_: None)
+        webdataset.export(cache, tmp_path / "tars", embed=embed, source=source)
+    with pytest.raises(MismatchError, match="unknown recipe"):
+        st.TarLoader(tmp_path / "tars", global_batch=5)
 
 
 def test_the_trainer_takes_it_frozen_only(

@@ -199,6 +199,15 @@ def test_a_cache_comes_back_byte_for_byte(embed: str, exports, small_path, tmp_p
     assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "back").rglob("*")}
 
 
+def test_a_cache_of_another_manifest_is_not_replaced(exports, small_copy: Path):
+    ours = sc.open(exports["nothing"]).digest
+    stated = licences.state(sc.open(small_copy), ["source=CC0-1.0"]).digest
+    before = tree(small_copy)
+    with pytest.raises(MismatchError, match=f"another cache, {stated}, and this is {ours}"):
+        restore(exports["nothing"], small_copy)
+    assert tree(small_copy) == before
+
+
 @pytest.mark.parametrize("embed", ["nothing", "views"])
 def test_mosaics_and_mixes_come_back_and_their_pixels_are_what_was_seen(embed: str, mosaics, tmp_path):
     path, images = mosaics

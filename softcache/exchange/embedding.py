@@ -49,6 +49,7 @@ class Embedding:
 def embedded(cache: Cache, embed: Embed, source: Source | None) -> Embedding | None:
     if embed == "nothing":
         return None
+    cache.require_replayable(f"--embed-{embed}")
     if source is None:
         raise SpecError(
             f"to embed {embed} the images are needed: name the source (--source) the cache was built from"

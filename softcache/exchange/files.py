@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from softcache.errors import SpecError, StoreError
-from softcache.store import TEMPORARY, Disk
+from softcache import manifest as m
+from softcache.documents import read_manifest
+from softcache.errors import MismatchError, SpecError, StoreError
+from softcache.store import TEMPORARY, Disk, Store
 
 
 @contextlib.contextmanager
@@ -41,6 +43,19 @@ def written(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def holds(store: Store, raw: bytes, digest: str) -> bool:
+    """Is there a finished cache, the one of this manifest? :class:`MismatchError` where it is another one, if only in the
+    licences that were stated."""
+    if not store.exists(m.MANIFEST):
+        return False
+    if store.get(m.MANIFEST, m.MAX_JSON) != raw:
+        raise MismatchError(
+            f"{store.root} holds another cache, {read_manifest(store).digest}, and this is {digest}: name an empty or a new "
+            "folder"
+        )
+    return True
 
 
 class Patient(io.FileIO):

@@ -19,7 +19,7 @@ from softcache import inventory, spec
 from softcache import manifest as m
 from softcache.cache import Cache
 from softcache.errors import DamageError, MismatchError, NotBuilt, SoftcacheError, SpecError, StoreError
-from softcache.exchange.files import Patient, aside, written
+from softcache.exchange.files import Patient, aside, holds, written
 from softcache.exchange.h5file import File, is_hdf5, library, opened
 from softcache.exchange.words import ABOUT, COLUMNS, formula
 from softcache.several import Combined
@@ -236,9 +236,7 @@ def _manifest(file: File) -> bytes:
 
 def _there(store: Store, raw: bytes, cache: Cache) -> bool:
     """Is it there already? :class:`MismatchError` where something else is."""
-    if store.exists(m.MANIFEST):
-        if store.get(m.MANIFEST, m.MAX_JSON) != raw:
-            raise MismatchError(f"{store.root} holds another cache: name an empty or a new folder")
+    if holds(store, raw, cache.digest):
         return True
     first = cache.parts[0]
     theirs = store.names()

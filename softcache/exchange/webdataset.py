@@ -23,6 +23,7 @@ from softcache.block import Block
 from softcache.cache import Cache
 from softcache.errors import DamageError, NotBuilt, SourceError, SpecError
 from softcache.exchange.embedding import Embedding, embedded
+from softcache.exchange.files import holds
 from softcache.members import IMAGES, MOST, Contents, Embed, Member
 from softcache.recipe import View, gather, render
 from softcache.several import Combined
@@ -83,13 +84,15 @@ def restore(path: str | Path, out: str | Path | Store) -> Cache:
 
     Raises:
         DamageError: the export is not what was written, naming tar and member.
-        MismatchError: compressed rows cannot be made as they were, see :meth:`softcache.tars.Tars.as_cached`.
+        MismatchError: compressed rows cannot be made as they were, see :meth:`softcache.tars.Tars.as_cached`; or ``out``
+            holds another cache.
         SpecError: ``out`` holds something else. StoreError: the disk is full or fails.
     """
     cache = caches.open(path)
     if cache.tars is None or cache.manifest is None:
         raise SpecError(f"{path} is no export to tars: it holds no {tars.NAME}")
     store = out if isinstance(out, Store) else Store(out)
+    holds(store, cache.store.get(m.MANIFEST, m.MAX_JSON), cache.digest)
     files = {one.file: one for one in inventory.files(cache)}
     foreign = sorted(set(store.names()) - files.keys() - {m.MANIFEST}) if store.root.is_dir() else []
     if foreign:

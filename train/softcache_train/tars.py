@@ -72,6 +72,7 @@ class TarLoader:
 
     Raises:
         SpecError: the folder is no export with pixels, no full batch fits, or an option cannot be understood.
+        MismatchError: the cache is not replayable: its pixels are not what the teacher saw.
         DamageError: naming tar and member, for what is not what was written.
     """
 
@@ -261,4 +262,5 @@ def _with_pixels(cache: Cache) -> tars.Tars:
         raise SpecError(
             f"{cache.path} is {what}: export the cache with --embed-images or --embed-views, or give a Loader its source"
         )
+    cache.require_replayable("a TarLoader")
     return cache.tars
