@@ -377,10 +377,9 @@ def test_a_pull_that_was_killed_at_once_goes_on(shared: Path, small_path: Path, 
 def test_a_cache_that_grew_is_pulled_into_the_folder_of_the_old_one(
     shared: Path, small_folder: Path, small_copy: Path, tmp_path: Path
 ):
-    extend = pytest.importorskip("softcache.extend").extend
     for name in ("all", "some"):
         sc.pull(shared, "v1", tmp_path / name, progress=False)
-    extend(small_copy, source=small_folder, teacher=toy_teacher(), views=3, progress=False)
+    sc.extend(small_copy, source=small_folder, teacher=toy_teacher(), views=3, progress=False)
     before, after = tree(shared), sc.push(small_copy, shared, "v1", progress=False)
     assert after.there > after.files and before.keys() < tree(shared).keys()
     sc.pull(shared, "v1", tmp_path / "all", progress=False)

@@ -118,13 +118,12 @@ def test_a_whole_cache_is_read_as_it_is(store: s3.Faulty, small_cache: Cache, tm
 
 
 def test_a_cache_of_parts_is_streamed(tmp_path: Path, small_folder: Path):
-    extend = pytest.importorskip("softcache.extend").extend
     settings = SMALL | {"targets": {"logits": "full(u8)"}}
     sc.build(tmp_path / "c", source=small_folder, teacher=toy_teacher(), **settings)
-    extend(
+    sc.extend(
         tmp_path / "c", source=small_folder, teacher=toy_teacher(), targets={"map": "int8"}, progress=False
     )
-    extend(tmp_path / "c", source=small_folder, teacher=toy_teacher(), views=3, progress=False)
+    sc.extend(tmp_path / "c", source=small_folder, teacher=toy_teacher(), views=3, progress=False)
     sc.push(tmp_path / "c", tmp_path / "r", "v1", progress=False)
     whole, cache = sc.open(tmp_path / "c"), sc.stream(tmp_path / "r", "v1", tmp_path / "l", keep=30_000)
     for view in (2, 0, 1):
