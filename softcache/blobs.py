@@ -6,7 +6,9 @@ a stranger may have put there: every size is limited before, every digest compar
 
 from __future__ import annotations
 
+import contextlib
 import re
+import shlex
 from collections.abc import Iterator
 
 from softcache import manifest as m
@@ -37,14 +39,15 @@ def tag_file(tag: str) -> str:
     """:class:`SpecError` for what is no name of a tag."""
     if not is_tag(tag):
         raise SpecError(
-            f"{shown(tag)!r} is no name of a tag: letters, digits, '.', '_' and '-', up to 100 of them"
+            f"{shown(tag)!r} is no name of a tag: letters, digits, '.', '_' and '-', up to 100 of them, and not what "
+            "looks like a digest"
         )
     return f"tags/{tag}"
 
 
 def is_tag(name: str) -> bool:
     """May a tag be called so? Not what a killed push leaves in a folder, nor what would be taken for a digest."""
-    return bool(TAG.fullmatch(name)) and not DIGEST.fullmatch(name) and not name.endswith(TEMPORARY)
+    return bool(TAG.fullmatch(name)) and not DIGEST.fullmatch(name.lower()) and not name.endswith(TEMPORARY)
 
 
 def read_tag(remote: Remote, tag: str) -> str | None:
@@ -52,29 +55,58 @@ def read_tag(remote: Remote, tag: str) -> str | None:
     if DIGEST.fullmatch(tag):
         return tag
     name = tag_file(tag)
-    data = remote.get(name, _TAG_BYTES)
+    try:
+        data = remote.get(name, _TAG_BYTES)
+    except DamageError:  # longer
+        data = b""
     if data is None:
         return None
-    digest = data.removesuffix(b"\n").decode("ascii", "replace")
-    if not DIGEST.fullmatch(digest):
-        raise DamageError(f"{remote.where}/{name} does not hold a digest: push the cache again")
+    if (digest := digest_in(data)) is None:
+        raise DamageError(
+            f"{remote.where}/{name} does not hold a digest: push the cache again under the tag {tag!r}, or take it off with "
+            f"softcache tags {shlex.quote(remote.where)} --delete {tag}"
+        )
     return digest
 
 
-def tags(remote: Remote) -> dict[str, str]:
-    """Every tag of a remote, and the digest it points at."""
-    found = {}
+def digest_in(data: bytes) -> str | None:
+    """What a tag with this content points at; None where that is none."""
+    digest = data.removesuffix(b"\n").decode("ascii", "replace")
+    return digest if DIGEST.fullmatch(digest) else None
+
+
+def all_tags(remote: Remote) -> tuple[dict[str, str], list[DamageError]]:
+    """Every tag of a remote with the digest it points at, and what is wrong with those that point at none."""
+    found, bad = {}, []
     for item in remote.list("tags"):
         name = item.name.removeprefix("tags/")
-        if is_tag(name) and (digest := read_tag(remote, name)):
-            found[name] = digest
-    return dict(sorted(found.items()))
+        try:
+            if is_tag(name) and (digest := read_tag(remote, name)):
+                found[name] = digest
+        except DamageError as e:
+            bad.append(e)
+    return dict(sorted(found.items())), bad
+
+
+def tags(remote: Remote) -> dict[str, str]:
+    """Every tag of a remote, and the digest it points at. :class:`DamageError` where one points at none."""
+    found, bad = all_tags(remote)
+    if bad:
+        raise bad[0]
+    return found
+
+
+def require_something(remote: Remote) -> None:
+    """:class:`SpecError` where no push ever put anything."""
+    if not any(next(iter(remote.list(folder)), None) for folder in ("manifests", "tags", "blobs")):
+        raise SpecError(f"nothing was pushed to {remote.where}: check the address")
 
 
 def untag(remote: Remote, tag: str) -> None:
     """Take a tag off. :class:`SpecError` where there is none of that name."""
     name = tag_file(tag)
-    resolve(remote, tag)
+    with contextlib.suppress(DamageError):  # one that points at nothing can be taken off, too
+        resolve(remote, tag)
     remote.delete(name)
 
 
@@ -82,7 +114,7 @@ def resolve(remote: Remote, tag: str) -> str:
     """The digest that a tag points at. :class:`SpecError` where there is none of that name."""
     digest = read_tag(remote, tag)
     if digest is None:
-        known = tags(remote)
+        known, _ = all_tags(remote)
         raise SpecError(
             f"{remote.where} has no tag {tag!r}" + (nearest(tag, known) or ": nothing was pushed there")
         )

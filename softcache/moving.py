@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -120,18 +121,22 @@ def _pull(arguments: argparse.Namespace) -> int:
 
 
 def _tags(arguments: argparse.Namespace) -> int:
-    from softcache.blobs import tags, untag
+    from softcache.blobs import all_tags, require_something, untag
     from softcache.remote import connect
 
     remote = connect(arguments.remote)
     if arguments.delete:
         untag(remote, arguments.delete)
-    found = tags(remote)
+    else:
+        require_something(remote)
+    found, bad = all_tags(remote)
     if arguments.json:
         print(json.dumps(found, indent=2))
     for tag, digest in () if arguments.json else found.items():
         print(f"{tag:30} {digest}")
-    return 0
+    for problem in bad:
+        print(problem, file=sys.stderr)
+    return 2 if bad else 0
 
 
 def _repair(arguments: argparse.Namespace) -> int:

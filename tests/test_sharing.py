@@ -117,7 +117,7 @@ def test_a_damaged_cache_is_not_pushed(small_copy: Path, tmp_path: Path, damage:
 
 
 @pytest.mark.parametrize(
-    "tag", ["", "../x", "a/b", ".hidden", "x" * 101, "a b", "a" * 64, "-x", "ü", "v1.tmp"]
+    "tag", ["", "../x", "a/b", ".hidden", "x" * 101, "a b", "a" * 64, "-x", "ü", "v1.tmp", "A1" * 32]
 )
 def test_a_tag_is_a_plain_word(small_path: Path, tmp_path: Path, tag: str):
     with pytest.raises(SpecError, match="tag"):
@@ -359,6 +359,42 @@ def test_damage_in_a_part_is_damage_and_not_absence(shared: Path, tmp_path: Path
         sc.open(tmp_path / "p").read(1, np.arange(20), "logits")
 
 
+@pytest.mark.parametrize("some", [{}, {"targets": "logits"}])
+def test_without_a_manifest_what_is_here_is_compared(
+    shared: Path, small_path: Path, tmp_path: Path, some: dict[str, Any]
+):
+    out = tmp_path / "p"
+    sc.pull(shared, "v1", out, progress=False, **some)
+    shard = "targets/logits/value/c.0.1.0"
+    flip_bit(out / shard, 5)
+    (out / m.MANIFEST).unlink()
+    cache = sc.pull(shared, "v1", out, progress=False, **some)
+    assert (out / shard).read_bytes() == (small_path / shard).read_bytes()
+    assert sc.verify(cache, read_data=True) == []
+
+
+def test_what_a_stream_left_is_compared(shared: Path, small_path: Path, tmp_path: Path):
+    sc.stream(shared, "v1", tmp_path / "p", keep=1 << 30).read(0, np.arange(20), "logits")
+    flip_bit(tmp_path / "p" / "targets/logits/value/c.0.1.0", 5)
+    sc.pull(shared, "v1", tmp_path / "p", progress=False)
+    assert tree(tmp_path / "p") == tree(small_path)
+
+
+def test_the_same_cache_with_other_licences_is_not_put_over_it(
+    shared: Path, small_copy: Path, small_path: Path, tmp_path: Path
+):
+    out = tmp_path / "p"
+    sc.pull(shared, "v1", out, progress=False)
+    held = sc.open(out).digest
+    stated = licences.state(sc.open(small_copy), {"source": "MIT"})
+    sc.push(stated, shared, "v1", progress=False)
+    with pytest.raises(MismatchError, match=f"{held}.*{stated.digest}.*other licences"):
+        sc.pull(shared, "v1", out, progress=False)
+    assert (out / m.MANIFEST).read_bytes() == (small_path / m.MANIFEST).read_bytes()
+    (out / m.MANIFEST).unlink()
+    assert sc.pull(shared, "v1", out, progress=False).licences == stated.licences
+
+
 def test_a_folder_that_holds_something_else_is_refused(shared: Path, tmp_path: Path):
     (tmp_path / "mine").write_text("a thesis")
     with pytest.raises(SpecError, match="not empty"):
@@ -561,6 +597,36 @@ def test_a_tag_that_holds_no_digest_is_refused(shared: Path, tmp_path: Path, con
     (shared / "tags/v1").write_bytes(content)
     with pytest.raises(DamageError, match="tags/v1"):
         sc.pull(shared, "v1", tmp_path / "p", progress=False)
+
+
+@pytest.mark.parametrize("content", [b"rotten", b"0" * 1000, b"1" * 64 + b"\n"])
+def test_a_rotten_tag_stands_in_the_way_of_nothing_but_gc(
+    shared: Path, small_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes
+):
+    (shared / "tags/bad").write_bytes(content)
+    old = time.time() - 2 * YOUNG
+    for blob in (shared / "blobs").rglob("*"):
+        os.utime(blob, (old, old))
+    points = content[:1] == b"1"  # at a manifest that is not there
+    assert main(["tags", str(shared)]) == (0 if points else 2)
+    told = capsys.readouterr()
+    assert told.out.startswith("bad" if points else "v1") and (points or "tags/bad" in told.err)
+    with pytest.raises(sc.SoftcacheError, match="111" if points else "--delete bad"):
+        sc.gc(shared)
+    sc.push(small_path, shared, "v2", progress=False)
+    sc.push(small_path, shared, "bad", progress=False)
+    assert blobs.tags(Folder(shared)).keys() == {"bad", "v1", "v2"}
+    (shared / "tags/bad").write_bytes(content)
+    assert main(["tags", str(shared), "--delete", "bad"]) == 0
+    assert blobs.tags(Folder(shared)).keys() == {"v1", "v2"} and sc.gc(shared).old == []
+
+
+@pytest.mark.parametrize("command", ["tags", "gc"])
+def test_where_nothing_was_pushed_that_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+):
+    assert main([command, str(tmp_path / "nowhere")]) == 1
+    assert "nothing was pushed to" in capsys.readouterr().err
 
 
 def forged(shared: Path, change: Callable[[dict[str, Any]], Any]) -> None:
@@ -781,6 +847,7 @@ def test_what_strangers_may_read_has_licences(
     closed = sc.pull(remote, "v1", tmp_path / "p", progress=False)
     licences.state(sc.open(small_copy), open_ones)
     assert sc.push(small_copy, remote, "v1", progress=False).files == 1
+    (tmp_path / "p" / m.MANIFEST).unlink()
     again = sc.pull(remote, "v1", tmp_path / "p", progress=False)  # the same files
     assert again.digest != closed.digest and tree(tmp_path / "p") == tree(small_copy)
 

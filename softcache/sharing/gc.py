@@ -38,7 +38,7 @@ def gc(remote: str | Path | Remote, *, delete: bool = False, age: float = AGE) -
     day, longer where a push takes more than half of one.
 
     Raises:
-        SpecError: a shorter age.
+        SpecError: a shorter age, or nothing was pushed there.
         DamageError, StoreError: a tag, or what it points at, cannot be read: nothing is deleted then.
     """
     if age < AGE:
@@ -46,6 +46,7 @@ def gc(remote: str | Path | Remote, *, delete: bool = False, age: float = AGE) -
             f"an age of {age / 3600:g} hours: what is younger than {AGE / 3600:g} may belong to a push"
         )
     remote = connect(remote) if isinstance(remote, str | Path) else remote
+    blobs.require_something(remote)
     tags = blobs.tags(remote)
     # Listed before what is needed is asked for: what a push adds meanwhile is not even looked at.
     stored = [item for folder in ("manifests", "blobs", "tags") for item in remote.list(folder)]

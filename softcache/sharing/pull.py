@@ -61,7 +61,9 @@ def pull(
         )
         if not store.exists(m.MANIFEST):
             (before or _nothing(cache, remote, tag)).to_file(store)
-        size = _fetch(remote, cache, here, before is not None, progress)
+        # Only a pull that came to its end says what is here: a manifest that is gone may have been damaged, with more.
+        known = before if store.exists(m.MANIFEST) else None
+        size = _fetch(remote, cache, here, known, progress)
         _commit(cache, here, raw)
     if progress:
         _tell(cache, here, remote, *size)
@@ -83,7 +85,7 @@ def _before(store: Store, cache: Cache, remote: Remote, tag: str) -> Pulled | No
     if store.exists(m.MANIFEST):
         old = caches.open(store.root)
         if old.digest != cache.digest and not _extends(cache, old):
-            raise _another(store, old.digest, cache, tag)
+            raise _another(store, old.digest, cache, tag, _same_but_licences(cache, old))
         return found or _nothing(cache, remote, tag).model_copy(update={"blocks": _blocks(old)})
     if found is not None and found.digest != cache.digest:
         raise _another(store, found.digest, cache, tag)
@@ -108,14 +110,25 @@ def _nothing(cache: Cache, remote: Remote, tag: str) -> Pulled:
 
 
 def _extends(new: Cache, old: Cache) -> bool:
-    """Is the new one the old one with more parts, or with other licences?"""
+    """Is the new one the old one with more parts? Its licences may be others then."""
+    assert new.manifest is not None and old.manifest is not None
+    return len(new.manifest.parts) > len(old.manifest.parts) and _same_but_licences(new, old)
+
+
+def _same_but_licences(new: Cache, old: Cache) -> bool:
+    """Has the new one all that the old one has, whatever the licences are?"""
     assert new.manifest is not None and old.manifest is not None
     cut = new.manifest.parts[: len(old.manifest.parts)]
     same = {"digest": "", "licences": {}}
     return new.manifest.model_copy(update={**same, "parts": cut}) == old.manifest.model_copy(update=same)
 
 
-def _another(store: Store, held: str, cache: Cache, tag: str) -> MismatchError:
+def _another(store: Store, held: str, cache: Cache, tag: str, licences: bool = False) -> MismatchError:
+    if licences:
+        return MismatchError(
+            f"{store.root} holds the cache {held}, and {tag} is {cache.digest}, the same with other licences: pull into "
+            f"another folder; or delete {m.MANIFEST} and {pulled.FILE} here, and pull again, to have the licences of {tag}"
+        )
     return MismatchError(
         f"{store.root} holds some of the cache {held}, and {tag} is {cache.digest}, which is no extension of it: pull into "
         f"another folder, or say {held} for the tag"
@@ -152,9 +165,12 @@ def _asked(
     return _nothing(cache, remote, tag).model_copy(update={"blocks": blocks})
 
 
-def _fetch(remote: Remote, cache: Cache, here: Pulled, trusted: bool, progress: bool) -> tuple[int, int]:
-    """Fetch what is missing of what should be here: files are put there whole, so a size tells, where only pulls put them
-    there (``trusted``). Returns how many files and bytes that was."""
+def _fetch(
+    remote: Remote, cache: Cache, here: Pulled, known: Pulled | None, progress: bool
+) -> tuple[int, int]:
+    """Fetch what is missing of what should be here. Of what a pull is ``known`` to have put here whole a size tells; all
+    else that lies there (of a pull that was broken off, of a stream) is read and compared. Returns how many files and bytes
+    were fetched."""
     store = cache.store
 
     def put(file: File) -> None:
@@ -163,6 +179,7 @@ def _fetch(remote: Remote, cache: Cache, here: Pulled, trusted: bool, progress: 
     def missing(file: File) -> bool:
         if store.size(file.file) != file.entry.bytes:
             return True
+        trusted = known is not None and file.view is not None and known.has(file)
         return not trusted and store.digest(file.file) != file.entry.sha256
 
     tables = [file for file in blobs.first_files(cache) if missing(file)]

@@ -12,13 +12,15 @@ from softcache import blobs, card, licences, spec
 from softcache import cache as caches
 from softcache import manifest as m
 from softcache.cache import Cache
-from softcache.errors import DamageError, MismatchError, NotBuilt, NotPulled, SpecError
+from softcache.errors import DamageError, MismatchError, NotBuilt, NotPulled, SoftcacheError, SpecError
 from softcache.inventory import File
 from softcache.remote import Remote, connect
 from softcache.sharing import transfer
 from softcache.store import Store
 
 YOUNG = 12 * 3600.0  # seconds in which a blob that no tag reaches is not collected, for sure: half of gc's
+
+_MOST_REPLACED = 1 << 20  # bytes of what lies where a tag should
 
 _CARD = "README.md"
 _OURS = b"\n<!-- written by softcache push, which writes it anew as long as this line is the last -->\n"
@@ -74,7 +76,8 @@ def push(
         raise SpecError(f"{cache.path} is an export: import it, and push the cache that this makes")
     if remote.public and not private:
         _check_licences(cache, cache.manifest, remote, progress)
-    before = blobs.read_tag(remote, tag)
+    pointed = remote.get(name, _MOST_REPLACED)  # as it is: a tag that holds no digest is put right
+    before = None if pointed is None else blobs.digest_in(pointed)
     wanted = {file.entry.sha256: file for file in blobs.all_files(cache)}
     there = _there(remote, wanted, [before] if before else [])
     missing = [file for sha, file in wanted.items() if sha not in there]
@@ -85,7 +88,7 @@ def push(
     if remote.card:
         _put_card(cache, remote, tag)
     if before != cache.digest:
-        _move(remote, tag, name, before, cache.digest)
+        _move(remote, tag, name, pointed, cache.digest)
     done = Pushed(
         cache.digest,
         before,
@@ -118,8 +121,11 @@ def _there(remote: Remote, wanted: dict[str, File], first: list[str]) -> set[str
         sha = item.name.rpartition("/")[2]
         if sha in wanted and item.name == blobs.blob(sha) and item.bytes == wanted[sha].entry.bytes:
             (old if item.age > YOUNG else found).add(sha)
-    for digest in dict.fromkeys([*first, *blobs.tags(remote).values()] if old else []):
-        kept = old & reached(remote, [digest])
+    for digest in dict.fromkeys([*first, *blobs.all_tags(remote)[0].values()] if old else []):
+        try:
+            kept = old & reached(remote, [digest])
+        except SoftcacheError:  # what a tag that points at nothing readable would keep is sent again
+            continue
         found |= kept
         old -= kept
         if not old:
@@ -164,8 +170,8 @@ def _put_card(cache: Cache, remote: Remote, tag: str) -> None:
         remote.put(_CARD, card.markdown(cache, remote.where, tag).encode() + _OURS)
 
 
-def _move(remote: Remote, tag: str, name: str, before: str | None, digest: str) -> None:
-    if remote.replace(name, _content(digest), None if before is None else _content(before)):
+def _move(remote: Remote, tag: str, name: str, before: bytes | None, digest: str) -> None:
+    if remote.replace(name, digest.encode() + b"\n", before):
         return
     now = blobs.read_tag(remote, tag)
     if now != digest:  # an answer that was lost: it was us
@@ -173,10 +179,6 @@ def _move(remote: Remote, tag: str, name: str, before: str | None, digest: str) 
             f"the tag {tag!r} of {remote.where} was moved to {now or 'nothing'} by somebody else while this ran: what was "
             "sent is kept; run the same command again to move the tag, or choose another one"
         )
-
-
-def _content(digest: str) -> bytes:
-    return digest.encode() + b"\n"
 
 
 def _tell(remote: Remote, tag: str, done: Pushed) -> None:
