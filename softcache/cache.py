@@ -63,7 +63,7 @@ def open(path: str | Path) -> Cache:
 
 def open_finished(store: Store, here: pulled.Pulled | None = None) -> Cache:
     """The cache, or the export of one to tars, whose manifest is in a store. Raises as :func:`open`."""
-    manifest = read_manifest(store)
+    manifest = read_manifest(store, here.remote if here else "")
     cache = Cache(store, manifest.identity, manifest, here)
     if store.exists(tars.NAME):
         cache.reader.shards = cache.tars = tars.Tars(store, cache)

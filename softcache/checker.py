@@ -25,7 +25,7 @@ from softcache.recipe import View, gather, render
 from softcache.source import Boxes, Source
 from softcache.targets import Items
 from softcache.teachers import Teacher
-from softcache.teachers.named import called
+from softcache.teachers.named import called, require_living
 
 FOREIGN = "is no file of this cache"
 _DECIDING = ("members", "weights", "input_spec", "flip_tta", "columns")  # what tells teachers from each other
@@ -172,8 +172,11 @@ def verify_live(
 
 def _parts_of(cache: Cache, teacher: Teacher, name: str | None) -> tuple[Part, ...]:
     """The parts of a cache that this teacher made, all under one name."""
+    asked = cache.parts if name is None else by(cache.parts, name)
+    if len({part.named for part in asked}) == 1:
+        require_living(asked[0].identity.teacher)
     theirs, refusals = teacher.identity(), {}
-    for part in cache.parts if name is None else by(cache.parts, name):
+    for part in asked:
         ours = part.identity.teacher
         differing = (k for k in _DECIDING if getattr(ours, k) != getattr(theirs, k))
         key = next(differing, None)

@@ -10,6 +10,7 @@ import argparse
 import functools
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from softcache import exchanging, extending, flags, moving, publishing
-from softcache.errors import SoftcacheError, SpecError, nearest, printable
+from softcache.errors import SoftcacheError, SpecError, counted, nearest, printable
 from softcache.options import read_yaml
 
 EXAMPLE = """example:
@@ -262,11 +263,28 @@ def _verify(arguments: argparse.Namespace) -> int:
         for damage in damages:
             print(printable(str(damage)))
     how = "every byte read" if arguments.read_data else "names and sizes; --read-data reads every byte"
-    count = "1 damaged file" if len(damages) == 1 else f"{len(damages)} damaged files"
-    mend = "delete what is damaged and run the same build-cache again: it makes what is missing anew"
-    verdict = f"{count} ({how}); {mend}" if damages else f"{cache.digest} is whole ({how})"
-    print(f"{arguments.cache}: {verdict}", file=sys.stderr)
+    verdict = _verdict(cache, damages) if damages else f"{cache.digest} is whole"
+    print(f"{arguments.cache}: {verdict} ({how})", file=sys.stderr)
     return 2 if damages else 0
+
+
+def _verdict(cache: Any, damages: list[Any]) -> str:
+    """How many files are wrong, and what to do about them."""
+    from softcache.checker import FOREIGN
+    from softcache.tars import HINT
+
+    foreign = sum(damage.problem == FOREIGN for damage in damages)
+    told = []
+    if damaged := len(damages) - foreign:
+        mend = "delete what is damaged and run the same build-cache again: it makes what is missing anew"
+        if cache.tars:
+            mend = HINT
+        elif cache.pulled:
+            mend = shlex.join(["softcache", "repair", str(cache.path), "--from", cache.pulled.remote])
+        told.append(f"{counted(damaged, 'damaged file')}: {mend}")
+    if foreign:
+        told.append(f"{counted(foreign, 'file')} not of this cache, which holds its own only: move them away")
+    return printable("; ".join(told))
 
 
 def _verify_live(arguments: argparse.Namespace, cache: Any) -> int:

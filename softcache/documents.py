@@ -10,10 +10,15 @@ from softcache.parts import Part, identity_file
 from softcache.store import Store
 
 
-def read_manifest(store: Store) -> m.Manifest:
-    """The manifest of a finished cache. :class:`DamageError` unless it is the very one that was written."""
+def read_manifest(store: Store, remote: str = "") -> m.Manifest:
+    """The manifest of a finished cache. :class:`DamageError` unless it is the very one that was written.
+
+    ``remote``: what it was pulled from, if it was.
+    """
     where = str(store.path(m.MANIFEST))
     hint = f"delete it and run the same build-cache again: it is made anew from {store.root / 'receipts'}"
+    if remote:
+        hint = f"delete it and pull the same from {remote} again, which fetches nothing else that is here"
     raw = store.get(m.MANIFEST, m.MAX_JSON)
     manifest = m.read(m.Manifest, raw, where, hint)
     if not manifest.stands_for(raw):

@@ -194,9 +194,20 @@ def _more_views(held: Cache, views: int) -> _Addition:
 
 def _more_targets(held: Cache, asked: tuple[Request, ...], name: str) -> _Addition:
     names = {_called(request, name).name for request in asked}
+    _refuse_alike({name}, {part.named for part in held.parts}, "teacher")
+    _refuse_alike(names, names | set(held.targets), "target")
     same = (p.number for p in held.parts[1:] if not p.grid.first and names == p.targets.keys())
     before = held.parts[: next(same, len(held.parts))]
     return _Addition(before, 0, before[-1].grid.views, asked, name)
+
+
+def _refuse_alike(names: set[str], known: set[str], what: str) -> None:
+    """Refuse names that differ in their case alone: a folder of many systems holds one of them."""
+    for name, other in ((a, b) for a in sorted(names) for b in sorted(known)):
+        if name != other and name.casefold() == other.casefold():
+            raise SpecError(
+                f"the {what} {name!r} differs from {other!r} in its case alone: give it another name"
+            )
 
 
 def _called(request: Request, name: str) -> Request:

@@ -10,6 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from softcache.errors import printable
+
 REMOTE = (
     "a folder, s3://BUCKET/PREFIX (keys and endpoint from AWS_…), or hf:FOLDER, a dataset repository's clone"
 )
@@ -147,9 +149,9 @@ def _repair(arguments: argparse.Namespace) -> int:
         print(json.dumps(asdict(done), indent=2))
     else:
         for name in done.mended:
-            print(f"{name}: mended")
+            print(printable(f"{name}: mended"))
         for damage in done.left:
-            print(damage)
+            print(printable(str(damage)))
     return 2 if done.left else 0
 
 
@@ -161,7 +163,7 @@ def _gc(arguments: argparse.Namespace) -> int:
         print(json.dumps(asdict(found), indent=2))
         return 0
     for item in found.old:
-        print(f"{item.name} {item.bytes:,} bytes, {item.age / HOUR:,.0f} hours old")
+        print(printable(f"{item.name} {item.bytes:,} bytes, {item.age / HOUR:,.0f} hours old"))
     size, young = (sum(item.bytes for item in items) / 1e6 for items in (found.old, found.young))
     verb = "deleted" if found.deleted else "to be deleted (with --delete)"
     print(

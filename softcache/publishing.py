@@ -7,8 +7,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from softcache.errors import SpecError
-
 
 def add(commands: Any) -> None:
     """The two, of the ``softcache`` command."""
@@ -53,7 +51,7 @@ def _licence(arguments: argparse.Namespace) -> int:
 def _card(arguments: argparse.Namespace) -> int:
     from softcache.cache import open
     from softcache.card import markdown
-    from softcache.store import Store
+    from softcache.store import Store, require_apart
 
     cache = open(arguments.cache)
     text = markdown(cache)
@@ -61,9 +59,6 @@ def _card(arguments: argparse.Namespace) -> int:
         print(text, end="")
         return 0
     out = arguments.out.resolve()
-    if cache.path.resolve() in out.parents:
-        raise SpecError(
-            f"{arguments.out} lies in the cache, which holds its own files only: write the card beside it"
-        )
+    require_apart(cache.path, arguments.out)
     Store(out.parent).put(out.name, text.encode())
     return 0

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
-from softcache.errors import DamageError, StoreError
+from softcache.errors import DamageError, SpecError, StoreError
 
 TEMPORARY = ".tmp"
 CLAIMS = ".claims"
@@ -289,3 +289,14 @@ def _explain(e: OSError, path: Path, size: int) -> StoreError:
     return StoreError(
         f"cannot write {path}: {e.strerror or e}. Mend it and run the same command again; what was committed is kept"
     )
+
+
+def require_apart(cache: Path, out: Path) -> None:
+    """:class:`SpecError` where what is written to ``out`` would lie in the folder of a cache, or around it."""
+    folder, there = cache.resolve(), out.resolve()
+    if there == folder or folder in there.parents:
+        raise SpecError(f"{out} lies in the cache {cache}, which holds its own files only: write beside it")
+    if there in folder.parents:
+        raise SpecError(
+            f"the cache {cache} lies in {out}, which is to hold its own files only: write beside it"
+        )

@@ -197,8 +197,8 @@ def _checked(data: memoryview, path: Path, what: str) -> memoryview:
     body, crc = data[:-_CRC], data[-_CRC:]
     if _crc(body) != bytes(crc):
         raise DamageError(
-            f"{path}: the checksum of {what} does not match; restore the file, or delete it and run the same "
-            "build-cache again"
+            f"{path}: the checksum of {what} does not match; fetch the file (softcache repair … --from REMOTE), or "
+            "delete it and run the same build-cache again"
         )
     return body
 

@@ -388,7 +388,7 @@ def test_card_on_stdout_and_into_a_file(tmp_path: Path, small_path: Path, capsys
 
 def test_a_card_is_not_put_into_the_cache(small_copy: Path, capsys):
     status, _, err = run(capsys, "card", small_copy, "-o", small_copy / "README.md")
-    assert status == SpecError.exit_code and "write the card beside it" in err
+    assert status == SpecError.exit_code and "write beside it" in err
     assert sc.verify(sc.open(small_copy)) == []
 
 

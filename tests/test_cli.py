@@ -243,6 +243,17 @@ def test_verify_names_the_damaged_file_and_exits_with_2(small_copy: Path, capsys
     assert [damage[k] for k in ("target", "field", "view", "shard")] == ["map", "scale", 1, 2]
 
 
+def test_verify_tells_foreign_files_from_damaged_ones(small_copy: Path, capsys):
+    (small_copy / "notes.txt").write_text("mine")
+    status, out, err = run(capsys, "verify", small_copy)
+    assert status == 2 and out == "notes.txt: is no file of this cache\n"
+    assert "1 file not of this cache" in err and "damaged" not in err and "delete" not in err
+    (small_copy / "targets" / "map" / "scale" / "c.1.2.0").unlink()
+    err = run(capsys, "verify", small_copy)[2]
+    assert "1 damaged file: delete what is damaged and run the same build-cache" in err
+    assert "; 1 file not of this cache" in err
+
+
 @pytest.mark.parametrize("command", [["show"], ["verify"], ["verify", "--read-data"], ["diff", "SAME"]])
 def test_a_damaged_manifest_exits_with_2_and_a_newer_one_with_3(
     small_copy: Path, small_path: Path, capsys, command

@@ -795,6 +795,20 @@ def test_damage_in_another_part_is_told(grown_copy: Path, small_folder: Path, ca
     assert "files of what extend made are missing or cut" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({"targets": ["map=int8"], "name": "BIG"}, "teacher 'BIG' differs from 'big'"),
+        ({"targets": ["Vector:embedding=f16"]}, "target 'Vector' differs from 'vector'"),
+    ],
+)
+def test_names_that_differ_in_case_alone_are_refused(
+    grown_copy: Path, small_folder: Path, asked: dict[str, Any], told: str
+):
+    with pytest.raises(SpecError, match=f"the {told} in its case alone"):
+        extend(grown_copy, small_folder, **asked)
+
+
 @pytest.mark.parametrize("damage", [testing.remove, testing.truncate])
 @pytest.mark.parametrize("asked", [{"views": 3}, {"targets": ["vector=f16"]}])
 def test_a_damaged_cache_is_not_extended(path: Path, small_folder: Path, damage: Any, asked: dict[str, Any]):

@@ -12,7 +12,7 @@ import softcache as sc
 from softcache.cli import main
 from softcache.errors import DamageError, InvalidRow, MismatchError, SoftcacheError, SourceError, SpecError
 from softcache.exchange import hdf5, webdataset
-from softcache.testing import ToyImages
+from softcache.testing import ToyImages, toy_teacher
 
 N, CLASSES = 20, 4
 FIXED = "resize(8)|center_crop(8)"
@@ -219,6 +219,30 @@ def test_what_would_show_its_views_refuses(
     ):
         with pytest.raises(MismatchError, match="unknown recipe"):
             ask()
+
+
+def test_nobody_has_the_teacher_of_imported_targets(
+    source: sc.Source,
+    small_folder: Path,
+    logits: np.ndarray,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+):
+    cache = bring(tmp_path, source, {"logits": logits})
+    options: dict[str, Any] = {"source": source, "teacher": toy_teacher(), "progress": False}
+    for asked in ({"targets": ["vector=f16"]}, {"targets": ["logits=full(f16)"]}):
+        with pytest.raises(MismatchError, match="imported from arrays, and nobody has the teacher"):
+            sc.extend(cache.path, **asked, **options)
+    with pytest.raises(MismatchError, match="imported from arrays, and nobody has the teacher"):
+        sc.verify_live(cache, source, toy_teacher(), 4)
+    words = ["--source", str(small_folder), "--teacher", "softcache.testing:toy_teacher"]
+    for command in (["extend", str(cache.path), "--views", "2"], ["verify", str(cache.path), "--live", "4"]):
+        assert main([*command, *words]) == 3
+        assert "nobody has the teacher that said them" in capsys.readouterr().err
+
+
+def test_an_array_of_nearly_that_name_is_named(source: sc.Source, logits: np.ndarray, tmp_path: Path):
+    refused(tmp_path, source, {"logits": logits}, r"did you mean 'logits'\?", arrays={"logits": "/logits"})
 
 
 @pytest.mark.parametrize("embed", ["images", "views"])

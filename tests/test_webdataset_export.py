@@ -277,9 +277,9 @@ def test_a_folder_with_something_else_in_it_is_refused(exports, small_path, smal
 
 
 def test_what_is_no_finished_cache_is_not_exported(exports, small_copy, small_path, tmp_path):
-    with pytest.raises(SpecError, match="its own folder"):
+    with pytest.raises(SpecError, match="import it first"):
         export(sc.open(exports["nothing"]), tmp_path / "x")
-    with pytest.raises(SpecError, match="its own folder"):
+    with pytest.raises(SpecError, match="export each by itself"):
         export(sc.open([small_path]), tmp_path / "x")
     with pytest.raises(SpecError, match="no export"):
         restore(small_path, tmp_path / "x")
@@ -287,6 +287,32 @@ def test_what_is_no_finished_cache_is_not_exported(exports, small_copy, small_pa
     with pytest.raises(NotBuilt, match="not finished"):
         export(sc.open(small_copy), tmp_path / "x")
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("where", [".", "inside", "targets/inside", ".."])
+@pytest.mark.parametrize("kind", ["webdataset", "hdf5"])
+def test_nothing_is_exported_into_a_cache_or_around_it(
+    kind: str, where: str, small_copy: Path, tmp_path: Path, capsys
+):
+    before = tree(tmp_path)
+    assert cli.main(["export", str(small_copy), "--to", kind, "-o", str(small_copy / where)]) == 1
+    assert "its own files only: write beside it" in capsys.readouterr().err
+    assert tree(tmp_path) == before
+
+
+def test_an_export_is_imported_before_it_is_exported_again(exports, tmp_path, capsys):
+    for kind in ("webdataset", "hdf5"):
+        words = ["export", str(exports["views"]), "--to", kind, "-o", str(tmp_path / "out")]
+        assert cli.main(words) == 1 and "softcache import it first" in capsys.readouterr().err
+
+
+def test_a_tar_loader_of_no_export_says_so(tmp_path):
+    pytest.importorskip("torch")
+    import softcache_train as st
+
+    for where in (tmp_path, tmp_path / "nothere"):
+        with pytest.raises(SpecError, match="is no export: softcache export"):
+            st.TarLoader(where, global_batch=4)
 
 
 def test_nothing_is_built_into_an_export_or_stated_in_it(exports, small_folder):

@@ -17,7 +17,7 @@ from typing import IO, Any, Protocol
 
 import numpy as np
 
-from softcache.errors import DamageError, MismatchError, SoftcacheError, SourceError, SpecError
+from softcache.errors import DamageError, MismatchError, SoftcacheError, SourceError, SpecError, suggest
 from softcache.exchange import h5file
 
 _DEFLATE = 1032
@@ -81,7 +81,8 @@ def opened(path: str | Path) -> Iterator[Arrays]:
 
 
 def _none(where: Path, name: str, names: list[str]) -> Any:
-    raise MismatchError(f"{where} has no array {name!r} (there are {', '.join(names[:40])})")
+    there = f" (there are {', '.join(names[:40])})"
+    raise MismatchError(f"{where} has no array {name!r}{suggest(name, names)}{there}")
 
 
 # -- NPY and NPZ -------------------------------------------------------------------------------------------

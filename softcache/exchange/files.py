@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 
 from softcache import manifest as m
+from softcache.cache import Cache
 from softcache.documents import read_manifest
-from softcache.errors import MismatchError, SpecError, StoreError
-from softcache.store import TEMPORARY, Disk, Store
+from softcache.errors import MismatchError, NotBuilt, NotPulled, SpecError, StoreError
+from softcache.several import Combined
+from softcache.store import TEMPORARY, Disk, Store, require_apart
 
 
 @contextlib.contextmanager
@@ -43,6 +45,26 @@ def written(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def require_exportable(cache: Cache, out: Path) -> None:
+    """Refuse what is no single finished cache that is here as a whole, and to write into or around it."""
+    if isinstance(cache, Combined):
+        raise SpecError(f"{cache.path} are several caches: export each by itself")
+    if cache.tars:
+        raise SpecError(
+            f"{cache.path} is an export itself: softcache import it first, and export the cache that this makes"
+        )
+    if not cache.complete:
+        raise NotBuilt(
+            f"{cache.path} is not finished: run the same build-cache command again, then export it"
+        )
+    if cache.pulled:
+        raise NotPulled(
+            f"{cache.path} holds some of a cache, as it was pulled, and an export is of all of it: "
+            f"{cache.pulled.command(cache.path)} fetches the rest"
+        )
+    require_apart(cache.path, out)
 
 
 def holds(store: Store, raw: bytes, digest: str) -> bool:

@@ -18,11 +18,10 @@ import numpy as np
 from softcache import inventory, spec
 from softcache import manifest as m
 from softcache.cache import Cache
-from softcache.errors import DamageError, MismatchError, NotBuilt, SoftcacheError, SpecError, StoreError
-from softcache.exchange.files import Patient, aside, holds, written
+from softcache.errors import DamageError, MismatchError, SoftcacheError, StoreError
+from softcache.exchange.files import Patient, aside, holds, require_exportable, written
 from softcache.exchange.h5file import File, is_hdf5, library, opened
 from softcache.exchange.words import ABOUT, COLUMNS, formula
-from softcache.several import Combined
 from softcache.store import Store
 from softcache.zarrfile import BIG_ROW, Array
 
@@ -42,18 +41,11 @@ def export(cache: Cache, out: str | Path, *, decoded: bool = False) -> None:
         decoded: also ``decoded/NAME``, float32, of targets that decode to plain numbers.
 
     Raises:
-        NotBuilt: the cache is not finished. DamageError: it is damaged. SpecError: it is no cache in a folder; ``out`` is
-            there, or h5py is not.
+        NotBuilt: the cache is not finished. NotPulled: some of it is not here. DamageError: it is damaged.
+        SpecError: it is no cache in a folder; ``out`` is there, or in the cache; or h5py is not.
         StoreError: the disk does not take it.
     """
-    if isinstance(cache, Combined) or cache.tars:
-        raise SpecError(
-            f"{cache.path} is no single cache in a folder: export each cache by itself, from its own folder"
-        )
-    if cache.manifest is None:
-        raise NotBuilt(
-            f"{cache.path} is not finished: run the same build-cache command again, then export it"
-        )
+    require_exportable(cache, Path(out))
     h5py = library()
     with written(Path(out)) as temporary:
         disk = Patient(temporary)

@@ -21,12 +21,11 @@ from softcache import inventory, shown, spec, tars
 from softcache import manifest as m
 from softcache.block import Block
 from softcache.cache import Cache
-from softcache.errors import DamageError, NotBuilt, SourceError, SpecError
+from softcache.errors import DamageError, SourceError, SpecError
 from softcache.exchange.embedding import Embedding, embedded
-from softcache.exchange.files import holds
+from softcache.exchange.files import holds, require_exportable
 from softcache.members import IMAGES, MOST, Contents, Embed, Member
 from softcache.recipe import View, gather, render
-from softcache.several import Combined
 from softcache.source import Source
 from softcache.store import Store
 from softcache.ustar import BLOCK, END, header, npy_header, padding
@@ -57,18 +56,13 @@ def export(
         The export's digest: the name of exactly these tars.
 
     Raises:
-        NotBuilt: the cache is unfinished. SpecError: it, or what is asked for, cannot be exported; ``out`` holds something
-            else.
+        NotBuilt: the cache is unfinished. NotPulled: some of it is not here.
+        SpecError: it, or what is asked for, cannot be exported; ``out`` holds something else, or lies in the cache.
         MismatchError: the source is another than the cache was built from, in any image or label.
         DamageError: a file of the cache is not what was written. StoreError: the disk is full or fails.
     """
-    if isinstance(cache, Combined) or cache.tars:
-        raise SpecError(
-            f"{cache.path} is no single cache in a folder: export each cache by itself, from its own folder"
-        )
-    if cache.manifest is None:
-        raise NotBuilt(f"{cache.path} is not finished: run the same build-cache command again, then export")
     store = out if isinstance(out, Store) else Store(out)
+    require_exportable(cache, store.root)
     work = _Work(cache, embed, embedded(cache, embed, source))
     _refuse_foreign(store, work)
     with store.claim("export") as mine:

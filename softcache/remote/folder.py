@@ -24,14 +24,14 @@ class _Shared(Store):
 
 
 class Folder:
-    """See :class:`softcache.remote.Remote`. Links in it are not followed."""
+    """See :class:`softcache.remote.Remote`. Links in it are not followed. ``root``: where it lies."""
 
     public = False
     card = False
 
     def __init__(self, root: Path, disk: Disk | None = None):
         self.where = str(root)
-        self._store = _Shared(root, disk)
+        self.root, self._store = root, _Shared(root, disk)
 
     def get(self, name: str, limit: int) -> bytes | None:
         return self._store.get(name, limit) if os.path.lexists(self._store.path(name)) else None

@@ -41,7 +41,7 @@ def gc(remote: str | Path | Remote, *, delete: bool = False, age: float = AGE) -
         SpecError: a shorter age, or nothing was pushed there.
         DamageError, StoreError: a tag, or what it points at, cannot be read: nothing is deleted then.
     """
-    if age < AGE:
+    if not age >= AGE:  # nor not a number
         raise SpecError(
             f"an age of {age / 3600:g} hours: what is younger than {AGE / 3600:g} may belong to a push"
         )

@@ -154,11 +154,13 @@ def _asked(
         raise SpecError(f"views {start}:{stop}, and the cache has the views 0:{cache.views}")
     if not 0 < sample <= 1:
         raise SpecError(f"a sample of {sample:g}: it is a share of the samples, such as 1% or 0.01")
+    try:
+        names = cache.names(targets)
+    except MismatchError as e:
+        raise SpecError(str(e)) from None
     every = cache.grid.blocks_per_view
     some = math.ceil(round(sample * every, 9))
-    blocks = {
-        name: [some * (start <= view < stop) for view in range(cache.views)] for name in cache.names(targets)
-    }
+    blocks = {name: [some * (start <= view < stop) for view in range(cache.views)] for name in names}
     # whom a view is mixed with, or made a mosaic of, may stand in any block
     rows = (every if cache.mixed or cache.tiled else some) if blocks else 0
     blocks[VIEWS] = [rows * (start <= view < stop) for view in range(cache.views)]

@@ -15,8 +15,9 @@ from softcache.cache import Cache
 from softcache.errors import DamageError, MismatchError, NotBuilt, NotPulled, SoftcacheError, SpecError
 from softcache.inventory import File
 from softcache.remote import Remote, connect
+from softcache.remote.folder import Folder
 from softcache.sharing import transfer
-from softcache.store import Store
+from softcache.store import Store, require_apart
 
 YOUNG = 12 * 3600.0  # seconds in which a blob that no tag reaches is not collected, for sure: half of gc's
 
@@ -63,7 +64,7 @@ def push(
         DamageError: a file of it is not what its manifest says: nothing of it can be seen there then.
         NotPulled: it is here in part, and the rest is not on that remote.
         SpecError: strangers may read there, and a licence forbids that or is not stated; the tag is no word; this is an
-            export.
+            export; the remote lies in the cache's folder, or around it.
         MismatchError: somebody else moved the tag while this ran.
         StoreError: the remote cannot be read or written.
     """
@@ -74,6 +75,8 @@ def push(
         raise NotBuilt(f"{cache.path} is not finished: run the same build-cache command again, then push")
     if cache.tars:
         raise SpecError(f"{cache.path} is an export: import it, and push the cache that this makes")
+    if isinstance(remote, Folder):
+        require_apart(cache.path, remote.root)
     if remote.public and not private:
         _check_licences(cache, cache.manifest, remote, progress)
     pointed = remote.get(name, _MOST_REPLACED)  # as it is: a tag that holds no digest is put right

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from softcache.identity import InputSpec, TeacherId
+from softcache.errors import MismatchError
+from softcache.identity import IMPORTED, InputSpec, TeacherId
 from softcache.parts import Part
 from softcache.teachers import Options, Teacher, constants_of, layouts_of
 
@@ -39,11 +40,21 @@ def called(teacher: Teacher, name: str) -> Teacher:
     return Named(teacher, name) if name else teacher
 
 
+def require_living(who: TeacherId) -> None:
+    """Refuse a teacher that cannot be asked again."""
+    if who.name.startswith(IMPORTED):
+        raise MismatchError(
+            "the targets were imported from arrays, and nobody has the teacher that said them: nothing can be made by it, "
+            "or compared with it. Another teacher's are added with extend --as NAME"
+        )
+
+
 def options_like(parts: Iterable[Part], taps: Iterable[str] | None = None, **said: Any) -> Options:
     """Those that the teacher of these parts was built with, but for what is said anew; ``taps`` are those of all their
-    targets, unless they are said."""
+    targets, unless they are said. :class:`MismatchError` where nobody has that teacher."""
     known = tuple(parts)
     who = known[0].identity.teacher
+    require_living(who)
     asked = dict.fromkeys(tap for part in known for tap in part.taps) if taps is None else taps
     digest = None if who.members else who.weights
     return Options.like(who.model_dump(mode="json"), taps=tuple(asked), expected=digest, **said)

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from softcache import manifest as m
 from softcache import shown, tars
 from softcache.block import Block
 from softcache.cache import Cache, open_finished
@@ -96,6 +97,10 @@ class TarLoader:
             if not is_whole(value) or value < 1:
                 raise SpecError(f"{name}={value!r}: it is a whole number, at least 1")
         self._store = Opened(export) if callable(export) else Store(export)
+        if not callable(export) and not any(map(self._store.exists, (m.MANIFEST, tars.NAME))):
+            raise SpecError(
+                f"{export} is no export: softcache export … --to webdataset -o {export} makes one"
+            )
         self.cache = open_finished(self._store)
         self._tars = _with_pixels(self.cache)
         if views is not None and not 1 <= views <= self.cache.views:
