@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -362,23 +363,26 @@ class Cache:
         return self.complete and (self.pulled is None or self.pulled.covers(target, view, last))
 
     def pulled_samples(self, targets: str | Iterable[str] | None = None) -> np.ndarray:
-        """int64, sorted: the samples of which these targets (all that were pulled, by default) are here, in every view
+        """int64, sorted: the samples of which these targets (all that were pulled, by default) are here, in the first view
         that was pulled of them. All samples, of a cache that is whole."""
         if self.pulled is None:
             return np.arange(self.samples)
         names = self.names(targets)
-        blocks = self.pulled.least([*names, pulled.VIEWS]) or 0
+        blocks = self.pulled.least([*names, pulled.VIEWS])
         return np.flatnonzero(self.grid.positions(np.arange(self.samples)) < blocks * self.grid.block_rows)
 
     def pulled_views(self, targets: str | Iterable[str] | None = None) -> int:
-        """How many of the first views are here, of these targets (all that were pulled, by default); all views, of a
-        cache that is whole. :class:`NotPulled` where not even the first is."""
+        """How many of the first views are here, of these targets (all that were pulled, by default), each with at least the
+        samples of the first one; a warning names others. All views, of a cache that is whole. :class:`NotPulled` where not
+        even the first is."""
         if self.pulled is None:
             return self.views
         names = self.names(targets)
         views = self.pulled.views([*names, pulled.VIEWS])
         if not views:
             raise pulled.missing(self.store, self.pulled, names[0], 0, 0)
+        for line in self.pulled.unused([*names, pulled.VIEWS]):
+            logging.getLogger(__name__).warning(f"{self.path}: {line}")
         return views
 
     def _built(self, block: Block) -> m.Receipt:

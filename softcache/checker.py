@@ -81,7 +81,7 @@ def verify(cache: Cache | str | Path, *, read_data: bool = False) -> list[Damage
         expected = [one for one in expected if one.shard is None and one.content is None]
         known = {m.MANIFEST, *(one.file for one in expected)} | tars.names(cache.grid)
         found = [Damage(*told) for told in cache.tars.problems(whole if read_data else None)]
-    here = cache.pulled
+    here = cache.pulled or pulled.read(cache.store)  # a cache that is streamed is a part, too
     for one in expected:
         if here and not here.has(one) and not cache.store.exists(one.file):
             continue

@@ -7,8 +7,8 @@ permutation of the samples, so that the first are as good as any.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable
-from itertools import takewhile
+from collections.abc import Iterable, Iterator
+from itertools import groupby, takewhile, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,6 +23,7 @@ from softcache.store import Store
 from softcache.zarrfile import Array
 
 if TYPE_CHECKING:
+    from softcache.cache import Cache
     from softcache.inventory import File
 
 FILE = ".pulled.json"
@@ -66,15 +67,38 @@ class Pulled(Model):
         both = {name: _larger(self.blocks.get(name, []), other.blocks.get(name, [])) for name in names}
         return other.model_copy(update={"blocks": both})
 
-    def least(self, targets: Iterable[str]) -> int | None:
-        """Of how many of the first blocks all is here, in each view that was pulled of these targets; None: of none."""
-        counts = [n for name in targets for n in self.blocks.get(name, []) if n]
-        return min(counts, default=None)
+    def least(self, targets: Iterable[str]) -> int:
+        """Of how many of the first blocks all is here of those of these targets that were pulled at all, in the first view
+        that has all of them: a later pull adds to it, and takes nothing away."""
+        each = self._each_view(targets)
+        return next(filter(None, each), 0)
 
     def views(self, targets: Iterable[str]) -> int:
-        """How many of the first views have something of each of those targets that were pulled at all."""
+        """How many of the first views have at least as much of those targets as the first one."""
+        each = self._each_view(targets)
+        return sum(1 for _ in takewhile(lambda n: 0 < each[0] <= n, each))
+
+    def unused(self, targets: Iterable[str]) -> Iterator[str]:
+        """In words, what is here of those targets and is none of the rows that all of them have in :meth:`views`."""
+        names = list(targets)
+        first, least = self.views(names), self.least(names)
+        more = [name for name in names if name != VIEWS and self.blocks.get(name, [0])[0] > least]
+        if more:
+            yield (
+                f"{', '.join(more)} have more samples here than other targets: name those you want, or pull more of the "
+                "others"
+            )
+        left = [view for view, n in enumerate(self._each_view(names)) if n and view >= first]
+        if left:
+            yield (
+                f"the views {', '.join(map(str, left))} are left out: they have fewer samples than view 0 or come "
+                f"after one that has: pull more of the views 0:{max(left) + 1} to use them"
+            )
+
+    def _each_view(self, targets: Iterable[str]) -> list[int]:
+        """Of every view, of how many blocks all those targets are here that were pulled at all."""
         lines = [counts for name in targets if any(counts := self.blocks.get(name, []))]
-        return min((sum(1 for _ in takewhile(bool, counts)) for counts in lines), default=0)
+        return [min(counts) for counts in zip_longest(*lines, fillvalue=0)]
 
     def command(self, folder: Path, target: str | None = None, view: int | None = None) -> str:
         """What fetches a target in a view; with no target, what goes on with an interrupted pull."""
@@ -94,6 +118,30 @@ class Pulled(Model):
 def _larger(a: list[int], b: list[int]) -> list[int]:
     size = max(len(a), len(b))
     return [max(pair) for pair in zip(*(x + [0] * (size - len(x)) for x in (a, b)), strict=True)]
+
+
+def told(here: Pulled, cache: Cache) -> str:
+    """``here are logits, map of 8 of 20 samples in view 0; vector of 20 of 20 samples in views 0-3``."""
+    names: dict[str, list[str]] = {}
+    for name in cache.targets:
+        if what := _amounts(here.blocks.get(name, []), cache):
+            names.setdefault(what, []).append(name)
+    if names:
+        return "here are " + "; ".join(f"{', '.join(who)} of {what}" for what, who in names.items())
+    views = _amounts(here.blocks.get(VIEWS, []), cache)
+    return f"here are no targets, and the views of {views}" if views else "no row of it is here"
+
+
+def _amounts(blocks: list[int], cache: Cache) -> str:
+    """Of how many samples something is here in which views; nothing where it is in none."""
+    found = []
+    for count, run in groupby(enumerate(blocks), key=lambda one: one[1]):
+        views = [view for view, _ in run]
+        if count:
+            samples = min(count * cache.grid.block_rows, cache.samples)
+            which = f"view {views[0]}" if len(views) == 1 else f"views {views[0]}-{views[-1]}"
+            found.append(f"{samples:,} of {cache.samples:,} samples in {which}")
+    return " and ".join(found) + (f" of {cache.views}" if found else "")
 
 
 def read(store: Store) -> Pulled | None:

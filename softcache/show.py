@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from softcache import measure
+from softcache import measure, pulled
 from softcache.cache import Cache
 from softcache.errors import counted
 from softcache.inventory import begun
@@ -29,6 +29,9 @@ def summary(cache: Cache) -> dict[str, Any]:
     }
     if manifest and (part := begun(cache)):
         found["begun"] = _part(part) | {"blocks": {"built": _receipts(cache, part), "total": _blocks(part)}}
+    if cache.pulled:
+        found["pulled"] = cache.pulled.model_dump()
+        found["here"] = pulled.told(cache.pulled, cache)
     if manifest:
         found["licences"] = cache.licences
         found["report"] = cache.report.model_dump()
@@ -67,8 +70,10 @@ def tell(found: dict[str, Any]) -> list[str]:
     classes = counted(len(source["classes"]), "class") if source["classes"] else "no class names"
     split = f" split {source['split']}," if source["split"] else ""
     size = "x".join(map(str, teacher["input_spec"]["size"]))
+    here = [f"  pulled   {found['here']}"] if found.get("here") else []
     lines = [
         f"{found['path']}: {state}",
+        *here,
         f"  source   {source['layout']},{split} {counted(found['samples'], 'sample')}, {classes}",
         f"  recipe   {recipe['spec']}, {counted(found['views'], 'view')}, seed {recipe['seed']}",
         f"  teacher  {teacher['name']} at {size}, {teacher['precision']} on {teacher['processor']}",
@@ -76,7 +81,7 @@ def tell(found: dict[str, Any]) -> list[str]:
     ]
     if not recipe.get("replayable", True):
         lines.insert(
-            3,
+            3 + len(here),
             "           NOT REPLAYABLE: what the teacher saw is not known; for reading by id and policy=frozen",
         )
     for number, member in enumerate(teacher.get("members", ())):

@@ -159,6 +159,13 @@ def test_a_damaged_cache_is_not_pushed(small_copy: Path, tmp_path: Path, damage:
     assert not (tmp_path / "r" / "tags").exists() and not (tmp_path / "r" / "manifests").exists()
 
 
+def test_what_is_there_already_is_read_here_before_the_tag_moves(shared: Path, small_copy: Path):
+    flip_bit(small_copy / "targets/map/value/c.1.0.0.0.0", 9)
+    with pytest.raises(DamageError, match="targets/map/value"):
+        sc.push(small_copy, shared, "v2", progress=False)
+    assert blobs.tags(Folder(shared)).keys() == {"v1"}
+
+
 @pytest.mark.parametrize(
     "tag", ["", "../x", "a/b", ".hidden", "x" * 101, "a b", "a" * 64, "-x", "ü", "v1.tmp", "A1" * 32]
 )
@@ -251,7 +258,7 @@ def test_a_tag_that_moves_between_two_reads_changes_nothing(
 
 def test_some_targets(shared: Path, small_cache: Cache, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     cache = sc.pull(shared, "v1", tmp_path / "p", targets="logits")
-    assert "logits of 20 of 20 samples in 2 of 2 views" in capsys.readouterr().err
+    assert "logits of 20 of 20 samples in views 0-1 of 2" in capsys.readouterr().err
     assert cache.digest == small_cache.digest and cache.ids == small_cache.ids
     assert not list((tmp_path / "p").rglob("zarr.json")) and not (tmp_path / "p/targets/map").exists()
     assert same_rows(cache, small_cache, ["logits"], 1, np.arange(20))
@@ -359,6 +366,42 @@ def test_another_pull_adds(shared: Path, small_path: Path, small_cache: Cache, t
     assert sc.verify(cache, read_data=True) == []
     sc.pull(shared, "v1", out, progress=False)
     assert tree(out) == tree(small_path) and sc.open(out).pulled is None
+
+
+def test_pulling_more_takes_nothing_from_the_training_set(
+    shared: Path,
+    small_folder: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+):
+    import softcache_train as st
+
+    out = tmp_path / "p"
+    sc.pull(shared, "v1", out, targets="logits", views=(0, 1), progress=False)
+    cache = sc.pull(shared, "v1", out, views=(1, 2), sample=0.1)
+    assert (
+        "logits of 20 of 20 samples in view 0 and 8 of 20 samples in view 1 of 2" in capsys.readouterr().err
+    )
+    assert len(cache.pulled_samples("logits")) == 20 and cache.pulled_views("logits") == 1
+    assert "1 are left out" in caplog.text
+    loader = st.Loader(cache, sc.Source(small_folder), global_batch=4, targets="logits")
+    assert len(loader) == 5 and {batch.view for _ in range(2) for batch in loader} == {0}
+    cache = sc.pull(shared, "v1", out, targets=["map", "vector"], views=(0, 1), sample=0.1, progress=False)
+    assert len(cache.pulled_samples("logits")) == 20 and len(cache.pulled_samples()) == 8
+    cache.pulled_views()
+    assert "logits have more samples here" in caplog.text
+    assert main(["show", str(out)]) == 0
+    assert "map, vector of 8 of 20 samples in views 0-1 of 2" in capsys.readouterr().out
+
+
+def test_a_pull_without_the_first_view_says_what_it_is_not_good_for(
+    shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    cache = sc.pull(shared, "v1", tmp_path / "p", views=(1, 2))
+    assert "view 0, which is not here" in capsys.readouterr().err and len(cache.pulled_samples()) == 20
+    with pytest.raises(NotPulled, match="--views 0:1"):
+        cache.pulled_views()
 
 
 def test_mixed_views_have_their_partners(small_folder: Path, tmp_path: Path):

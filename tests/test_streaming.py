@@ -14,9 +14,9 @@ from conftest import SMALL
 
 import softcache as sc
 from softcache.cache import Cache
-from softcache.errors import DamageError, SpecError, StoreError
+from softcache.errors import DamageError, NotPulled, SpecError, StoreError
 from softcache.sharing.stream import _Streamed
-from softcache.testing import toy_teacher
+from softcache.testing import flip_bit, toy_teacher
 
 PLENTY = 1 << 30
 
@@ -155,3 +155,30 @@ def test_a_fork_is_refused(store: s3.Faulty, tmp_path: Path):
 def test_no_room_is_no_bound(tmp_path: Path):
     with pytest.raises(SpecError, match="keep=0"):
         sc.stream(tmp_path, "v1", tmp_path / "l", keep=0)
+
+
+@pytest.mark.parametrize("target", ["logits", "map"])
+@pytest.mark.parametrize("since", ["an earlier stream", "it was fetched"])
+def test_a_shard_that_went_bad_is_fetched_again(
+    store: s3.Faulty, small_cache: Cache, tmp_path: Path, target: str, since: str
+):
+    """A shard of small rows is read whole when it is opened; one of big rows has a checksum a row."""
+    cache = sc.stream("s3://bucket/p", "v1", tmp_path / "l", keep=PLENTY)
+    cache.read(0, np.arange(20), target)
+    big = target == "map"
+    for path in (tmp_path / "l" / "targets" / target).rglob("c.0.*"):
+        flip_bit(path, 100)
+    if since == "an earlier stream":
+        cache = sc.stream("s3://bucket/p", "v1", tmp_path / "l", keep=PLENTY)
+    elif not big:
+        return  # it is in memory
+    one, other = (c.read(0, np.arange(20), target)[target].values for c in (cache, small_cache))
+    assert np.array_equal(one, other)
+
+
+def test_what_a_stream_has_not_fetched_is_no_damage(store: s3.Faulty, small_cache: Cache, tmp_path: Path):
+    cache = sc.stream("s3://bucket/p", "v1", tmp_path / "l", keep=PLENTY)
+    cache.read(0, np.arange(20), "logits")
+    assert sc.verify(cache, read_data=True) == []
+    with pytest.raises(NotPulled, match="softcache pull"):
+        sc.push(cache, tmp_path / "elsewhere", "v1", progress=False)

@@ -210,18 +210,13 @@ def _commit(cache: Cache, here: Pulled, raw: bytes) -> None:
 
 
 def _tell(cache: Cache, here: Pulled, remote: Remote, count: int, size: int) -> None:
-    every = _blocks(cache)
-    if here.blocks == every:
-        what = "all of it is here"
-    else:
-        rows = cache.grid.block_rows * (here.least([*cache.targets, VIEWS]) or 0)
-        names = [name for name in cache.targets if any(here.blocks.get(name, []))]
-        views = sum(map(bool, here.blocks.get(VIEWS, [])))
-        what = (
-            f"here are {', '.join(names)} of {min(rows, cache.samples):,} of {cache.samples:,} samples in {views} of "
-            f"{cache.views} views"
-        )
+    what = "all of it is here" if here.blocks == _blocks(cache) else pulled.told(here, cache)
     print(
         f"{cache.path}: {cache.digest} from {remote.where}, fetched {transfer.amount(count, size)}; {what}",
         file=sys.stderr,
     )
+    if any(first := here.blocks.get(VIEWS, [])) and not first[0]:
+        print(
+            "training begins with view 0, which is not here: pull it too to train on this, or read its rows by hand",
+            file=sys.stderr,
+        )

@@ -8,12 +8,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from softcache import blobs, card, licences, spec
+from softcache import blobs, card, licences, pulled, spec
 from softcache import cache as caches
 from softcache import manifest as m
 from softcache.cache import Cache
 from softcache.errors import DamageError, MismatchError, NotBuilt, NotPulled, SoftcacheError, SpecError
 from softcache.inventory import File
+from softcache.pulled import Pulled
 from softcache.remote import Remote, connect
 from softcache.remote.folder import Folder
 from softcache.sharing import transfer
@@ -81,10 +82,16 @@ def push(
         _check_licences(cache, cache.manifest, remote, progress)
     pointed = remote.get(name, _MOST_REPLACED)  # as it is: a tag that holds no digest is put right
     before = None if pointed is None else blobs.digest_in(pointed)
-    wanted = {file.entry.sha256: file for file in blobs.all_files(cache)}
+    mine = list(blobs.all_files(cache))
+    wanted = {file.entry.sha256: file for file in mine}
     there = _there(remote, wanted, [before] if before else [])
     missing = [file for sha, file in wanted.items() if sha not in there]
-    transfer.each(missing, lambda file: _send(cache, remote, file), "sent", progress)
+    sent = {file.file for file in missing}
+    here = cache.pulled or pulled.read(cache.store)  # what is streamed is a part, too
+    for file in mine:  # what is not read on its way
+        if file.file not in sent and (here is None or here.has(file) or cache.store.exists(file.file)):
+            _check(cache, file)
+    transfer.each(missing, lambda file: _send(cache, remote, file, here), "sent", progress)
     raw = cache.store.get(m.MANIFEST, m.MAX_JSON)
     blobs.opened(raw, cache.digest, str(cache.store.path(m.MANIFEST)), cache.store)
     remote.put(blobs.manifest(cache.digest), raw)
@@ -150,20 +157,29 @@ def reached(remote: Remote, digests: Iterable[str]) -> set[str]:
     return found
 
 
-def _send(cache: Cache, remote: Remote, file: File) -> None:
+def _send(cache: Cache, remote: Remote, file: File, here: Pulled | None) -> None:
     entry = file.entry
-    if cache.pulled and not cache.store.exists(file.file):
+    if here and not cache.store.exists(file.file):
         raise NotPulled(
             f"{file.file} was not pulled into {cache.path}, and is not on {remote.where}: fetch all with "
-            f"{cache.pulled.command(cache.path)}"
+            f"{here.command(cache.path)}"
         )
     data = cache.store.get(file.file, entry.bytes)
     if len(data) != entry.bytes or spec.digest(data) != entry.sha256:
-        raise DamageError(
-            f"{cache.store.path(file.file)} is damaged, so the cache is not pushed: verify --read-data says what else is; "
-            "repair it, or build it anew"
-        )
+        raise _damaged(cache, file)
     remote.put(blobs.blob(entry.sha256), data)
+
+
+def _check(cache: Cache, file: File) -> None:
+    if cache.store.size(file.file) != file.entry.bytes or cache.store.digest(file.file) != file.entry.sha256:
+        raise _damaged(cache, file)
+
+
+def _damaged(cache: Cache, file: File) -> DamageError:
+    return DamageError(
+        f"{cache.store.path(file.file)} is damaged, so the cache is not pushed: verify --read-data says what else is; "
+        "repair it, or build it anew"
+    )
 
 
 def _put_card(cache: Cache, remote: Remote, tag: str) -> None:

@@ -6,6 +6,7 @@ import logging
 import os
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from softcache import blobs
 from softcache import manifest as m
 from softcache.block import Block
 from softcache.cache import Cache
-from softcache.errors import SpecError, StoreError
+from softcache.errors import DamageError, SpecError, StoreError
 from softcache.inventory import File
 from softcache.pulled import Pulled
 from softcache.reader import Files
@@ -56,6 +57,20 @@ def stream(remote: str | Path | Remote, tag: str, local: str | Path, *, keep: in
     return cache
 
 
+class _Healing:
+    """A shard of big rows, fetched once more where a row of it fails its checksum."""
+
+    def __init__(self, shard: Any, again: Callable[[], Any]):
+        self._shard, self._again = shard, again
+
+    def read(self, row: int, out: np.ndarray) -> None:
+        try:
+            self._shard.read(row, out)
+        except DamageError:
+            self._shard = self._again()
+            self._shard.read(row, out)
+
+
 class _Streamed(Files):
     """See :class:`softcache.reader.Shards`."""
 
@@ -65,6 +80,7 @@ class _Streamed(Files):
         self._tables = [cache.table(part.number) for part in cache.parts]
         self._columns = [{array.path: i for i, array in enumerate(part.arrays)} for part in cache.parts]
         self._held: OrderedDict[str, tuple[int, tuple[str, int, int]]] = OrderedDict()
+        self._verified: set[str] = set()
         self._lock, self._process = threading.Lock(), os.getpid()
         for file in blobs.all_files(cache):
             if file.target is None or here.has(file) or cache.store.size(file.file) != file.entry.bytes:
@@ -85,12 +101,34 @@ class _Streamed(Files):
         if self._here.covers(target, block.view, block.index):
             return super().open(array, block)
         with self._lock:
-            if name not in self._held:
+            if name not in self._held or not self._seen(name, array, block):
                 self._fetch(name, array, block)
+            try:
+                opened = super().open(array, block)
+            except DamageError:  # the disk has changed it since
+                self._fetch(name, array, block)
+                opened = super().open(array, block)
+            return _Healing(opened, lambda: self._again(name, array, block)) if array.big else opened
+
+    def _seen(self, name: str, array: Array, block: Block) -> bool:
+        """Is what lies there what was put there? Read once: it may be of an earlier stream."""
+        if name not in self._verified:
+            entry = self._entry(array.path, block)
+            if not self._store.exists(name) or self._store.digest(name) != entry.sha256:
+                return False
+            self._verified.add(name)
+        return True
+
+    def _again(self, name: str, array: Array, block: Block) -> Any:
+        with self._lock:
+            self._fetch(name, array, block)
             return super().open(array, block)
 
     def _fetch(self, name: str, array: Array, block: Block) -> None:
         entry = self._entry(array.path, block)
+        if self._held.pop(name, None):  # it was bad
+            self._cache.reader.forget((array.path, block.view, block.index))
+            self._store.delete(name)
         data = blobs.fetch(self._remote, File(name, entry))
         while self._held and len(data) + sum(size for size, _ in self._held.values()) > self._keep:
             old, (_, key) = self._held.popitem(last=False)
@@ -98,6 +136,7 @@ class _Streamed(Files):
             self._store.delete(old)
         self._store.put(name, data)
         self._held[name] = entry.bytes, (array.path, block.view, block.index)
+        self._verified.add(name)
 
     def _entry(self, path: str, block: Block) -> m.Entry:
         for part, table, columns in zip(self._cache.parts, self._tables, self._columns, strict=True):
