@@ -437,6 +437,7 @@ def private_mb(pid: int) -> float:
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="memory is read from Linux's /proc")
+@pytest.mark.slow
 def test_memory_is_flat_over_three_epochs(tmp_path: Path):
     """100,000 rows: their ids alone, once their pages are copied (as counting references does), are 6 MB a worker."""
     rows = 100_000

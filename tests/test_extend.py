@@ -688,6 +688,7 @@ def test_an_error_of_the_disk_at_every_operation_is_survived(base: Path, small_f
 # -- kill -9 of real processes ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_it_ends_with_the_same_bytes(tmp_path: Path):
     source = testing.make_image_folder(tmp_path / "images", per_class=8)
     build(tmp_path / "base", source, teacher="softcache.testing:toy_teacher", views=1)

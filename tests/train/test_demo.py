@@ -65,6 +65,7 @@ def test_no_student_was_shown_a_3(short):
     assert "0 of them a 3" in short.table
 
 
+@pytest.mark.slow
 def test_same_numbers_again_from_the_cache_that_is_there(short):
     def inodes() -> dict[Path, int]:
         return {p: p.stat().st_ino for p in (short.folder / "cache").rglob("*") if p.is_file()}

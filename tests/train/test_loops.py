@@ -59,6 +59,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("title", "block"), [*zip(TITLES, BLOCKS[1:], strict=True)], ids=TITLES)
 def test_the_pages_code_runs(place: Path, title: str, block: str):
     for name in NEEDED:
