@@ -150,7 +150,19 @@ def test_a_dataset_repository_holds_no_folder_of_more_files_than_is_allowed(tmp_
 
 
 @pytest.mark.parametrize(
-    "address", ["s3://", "s3:x", "gs://bucket/a", "https://host/a", "hf:", "s3://b/a?x=1", "me:pass@host:/a"]
+    "address",
+    [
+        "s3://",
+        "s3:x",
+        "gs://bucket/a",
+        "https://host/a",
+        "hf:",
+        "hf://me/x",
+        "hf:https://huggingface.co/me/x",
+        "file:///tmp/x",
+        "s3://b/a?x=1",
+        "me:pass@host:/a",
+    ],
 )
 def test_what_is_no_address_is_refused(address: str):
     with pytest.raises(SpecError) as e:
@@ -256,3 +268,47 @@ def test_user_info_of_an_endpoint_is_in_no_message(monkeypatch: pytest.MonkeyPat
     with pytest.raises(SoftcacheError) as e:
         connect("s3://bucket/p").get("a", 1)
     assert "word" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "s3://me:pass word@bucket/a",
+        "s3://me:pass\tword @bucket",
+        "s3://b/a?X-Amz-Signature=word",
+        "https://h/a?t=word",
+    ],
+)
+def test_what_is_refused_is_not_echoed(address: str):
+    with pytest.raises(SpecError) as e:
+        connect(address)
+    assert "word" not in str(e.value).replace("password", "") and "word" not in shown(address)
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    ["not a url", "host:9000", "http://", "http://h:port", "http://a b/", "ftp://host", "http://me:word@h"],
+)
+def test_an_endpoint_that_is_none_is_told(monkeypatch: pytest.MonkeyPatch, endpoint: str):
+    s3.use(monkeypatch, endpoint)
+    with pytest.raises(SpecError, match="AWS_ENDPOINT") as e:
+        list(connect("s3://bucket/a").list("tags"))
+    assert "word" not in str(e.value)
+
+
+def test_a_home_folder_and_hints(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert connect("~/r").where == str(tmp_path / "r")
+    with pytest.raises(SpecError, match="by its path alone"):
+        connect("file:///tmp/x")
+    with pytest.raises(SpecError, match="s3://BUCKET"):
+        connect("s3:bucket/x")
+
+
+def test_a_folder_that_is_no_clone_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    for name in ("a", "b"):
+        remote = connect(f"hf:{tmp_path / name}")
+        (tmp_path / "b" / ".git").mkdir(parents=True, exist_ok=True)
+        remote.put("blobs/x", b"1")
+        remote.put("blobs/y", b"2")
+    assert caplog.text.count("no git clone") == 1 and str(tmp_path / "a") in caplog.text

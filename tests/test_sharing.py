@@ -335,6 +335,17 @@ def test_that_command_works(
     assert same_rows(sc.open("p"), small_cache, ["map"], 1, np.arange(20))
 
 
+def test_a_folder_that_was_named_from_here_is_found_from_elsewhere(
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    cache = sc.pull("shared", "v1", "p", targets="logits", progress=False)
+    assert cache.pulled and cache.pulled.remote == str(shared)
+    (tmp_path / "p/targets/logits/value/c.0.1.0").unlink()
+    monkeypatch.chdir("/")
+    assert len(sc.repair(tmp_path / "p").mended) == 1
+
+
 def test_a_student_trains_on_what_is_here(
     shared: Path, small_cache: Cache, small_folder: Path, tmp_path: Path
 ):

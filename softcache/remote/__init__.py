@@ -15,7 +15,9 @@ from typing import Protocol
 from softcache.errors import SpecError
 
 KINDS = "a folder, s3://BUCKET/PREFIX, or hf:FOLDER"
-_USER_INFO = re.compile(r"://\S*@")
+_USER_INFO = re.compile(r"://.*@", re.DOTALL)
+_QUERY = re.compile(r"(://[^\s?]*)\?\S*")
+_HINTS = {"file": "a folder is named by its path alone", "s3": "write s3://BUCKET/PREFIX"}
 
 
 @dataclass(frozen=True)
@@ -33,12 +35,13 @@ class Remote(Protocol):
     Every method raises :class:`~softcache.errors.StoreError` with one line that says what, where, why and what to do.
 
     Attributes:
-        where: the address as it may be shown and kept, without user info.
+        where: the address as it may be shown, without user info. address: the same, good from any working directory.
         public: may strangers read what is put here, as far as can be told from the address?
         card: does a README.md belong to it?
     """
 
     where: str
+    address: str
     public: bool
     card: bool
 
@@ -69,15 +72,19 @@ def connect(address: str | Path) -> Remote:
     text = str(address)
     if _USER_INFO.search(text):
         raise SpecError(
-            f"the remote {shown(text)} was given with a user name or password, which would be kept in shell histories and "
+            "the remote was given with a user name or password, which would be kept in shell histories and "
             "logs: leave them out, and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         )
     kind, colon, rest = text.partition(":")
     if isinstance(address, Path) or not colon or "/" in kind:
         from softcache.remote.folder import Folder
 
-        return Folder(Path(text))
+        return Folder(Path(text).expanduser())
     if kind == "hf":
+        if "//" in rest:
+            raise SpecError(
+                "hf: takes the folder of a clone, such as hf:../my-dataset, and no URL: git clone it first"
+            )
         from softcache.remote.hf import HuggingFace
 
         return HuggingFace(Path(rest).expanduser())
@@ -85,9 +92,11 @@ def connect(address: str | Path) -> Remote:
         from softcache.remote.s3 import S3
 
         return S3.at(text)
-    raise SpecError(f"a remote of the kind {shown(kind)!r} is not known: name {KINDS}")
+    hint = f" ({_HINTS[kind]})" if kind in _HINTS else ""
+    raise SpecError(f"a remote of the kind {shown(kind)!r} is not known{hint}: name {KINDS}")
 
 
 def shown(text: str) -> str:
-    """``text`` without the user info of addresses, and without what cannot be printed."""
-    return "".join(c if c.isprintable() else " " for c in _USER_INFO.sub("://", text))
+    """``text`` without the user info and the queries of addresses, and without what cannot be printed."""
+    clean = _QUERY.sub(r"\1", _USER_INFO.sub("://", text))
+    return "".join(c if c.isprintable() else " " for c in clean)

@@ -30,7 +30,7 @@ class Folder:
     card = False
 
     def __init__(self, root: Path, disk: Disk | None = None):
-        self.where = str(root)
+        self.where, self.address = str(root), str(root.absolute())
         self.root, self._store = root, _Shared(root, disk)
 
     def get(self, name: str, limit: int) -> bytes | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from softcache.errors import SpecError, StoreError
@@ -23,9 +24,16 @@ class HuggingFace(Folder):
         if not str(root) or str(root) == ".":
             raise SpecError("hf: needs a folder, such as hf:../my-dataset, a clone of the dataset repository")
         super().__init__(root, disk)
-        self.where = f"hf:{root}"
+        self.where, self.address = f"hf:{root}", f"hf:{root.absolute()}"
+        self._told = (root / ".git").exists()
 
     def put(self, name: str, data: bytes) -> None:
+        if not self._told:
+            self._told = True
+            logging.getLogger(__name__).warning(
+                f"{self._store.root} is a folder and no git clone: nothing goes to huggingface.co until a clone of "
+                "the dataset repository holds it, and you push that"
+            )
         self._send_blobs_to_lfs()
         folder = self._store.path(name).parent
         if (

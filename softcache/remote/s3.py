@@ -42,7 +42,7 @@ class S3:
     card = False
 
     def __init__(self, store: Any, where: str):
-        self._store, self.where = store, where
+        self._store, self.where, self.address = store, where, where
 
     @classmethod
     def at(cls, address: str) -> S3:
@@ -53,8 +53,10 @@ class S3:
             raise SpecError(f"{address} needs obstore: pip install 'softcache[s3]'") from None
         parts = urlsplit(address)
         if not parts.netloc or parts.query or parts.fragment:
-            raise SpecError(f"{address!r} is no address of a bucket: s3://BUCKET/PREFIX")
-        endpoint = next((os.environ[name] for name in _ENDPOINTS if os.environ.get(name)), None)
+            raise SpecError(
+                f"{shown(address)!r} is no address of a bucket: s3://BUCKET/PREFIX, without a query"
+            )
+        endpoint = _endpoint()
         options = {**_TIMES, "allow_http": bool(endpoint and endpoint.startswith("http://"))}
         try:
             store = S3Store(
@@ -127,6 +129,25 @@ class S3:
             pass
         except Exception as e:
             raise _explain(e, f"cannot delete {self.where}/{name}") from None
+
+
+def _endpoint() -> str | None:
+    """What the environment names, checked: the library panics at one that is no URL."""
+    name = next((name for name in _ENDPOINTS if os.environ.get(name)), None)
+    if name is None:
+        return None
+    try:
+        parts = urlsplit(os.environ[name])
+        good = parts.port != 0 and re.fullmatch(
+            r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:\d+)?(/[\w.~/-]*)?", os.environ[name], re.ASCII
+        )
+    except ValueError:
+        good = None
+    if not good:
+        raise SpecError(
+            f"{name} is no address of a server: https://HOST or https://HOST:PORT, with nothing before the host"
+        )
+    return os.environ[name]
 
 
 class _Changed(Exception):  # noqa: N818

@@ -106,7 +106,7 @@ def _occupied(store: Store) -> bool:
 
 
 def _nothing(cache: Cache, remote: Remote, tag: str) -> Pulled:
-    return Pulled(remote=remote.where, tag=tag, digest=cache.digest, blocks={})
+    return Pulled(remote=remote.address, tag=tag, digest=cache.digest, blocks={})
 
 
 def _extends(new: Cache, old: Cache) -> bool:
