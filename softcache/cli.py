@@ -305,6 +305,10 @@ def _verify_live(arguments: argparse.Namespace, cache: Any) -> int:
     name = arguments.called or ""
     teacher = assemble(arguments.teacher, arguments.weights, options_like(by(cache.parts, name), **said))
     found = verify_live(cache, source, teacher, arguments.live, name=name)
+    ours, theirs = by(cache.parts, name)[0].identity.teacher.name, teacher.identity().name
+    if ours != theirs:
+        told = f"NOTE: the teacher is called {theirs}, and was {ours}: its weights are the same"
+        print(printable(told), file=sys.stderr)
     if left := [target for target in cache.targets if target not in found]:
         print(f"left out, of other teachers (--as NAME): {', '.join(left)}", file=sys.stderr)
     wrong = {name: int(sides["cache"]["wrong"]) for name, sides in found.items() if sides["cache"]["wrong"]}

@@ -260,6 +260,20 @@ def test_another_teacher_is_refused_by_the_field(small_cache: Cache, small_folde
         sc.verify_live(small_cache, Source(small_folder), live(input_size=(9, 9)), 4)
 
 
+def test_code_that_names_no_weights_goes_by_its_name(small_folder: Path, tmp_path: Path, capsys):
+    class Nameless(ToyTeacher):
+        weights_digest = None
+
+    cache = sc.build(tmp_path / "c", source=small_folder, teacher=Nameless(), **SMALL)
+    assert sc.verify_live(cache, Source(small_folder), live(Nameless()), 4)["logits"]["cache"]["wrong"] == 0
+
+    class Other(Nameless):
+        pass
+
+    with pytest.raises(MismatchError, match=r"its name is .*Other.* and was .*Nameless"):
+        sc.verify_live(cache, Source(small_folder), live(Other()), 4)
+
+
 def test_more_rows_than_there_are_is_all_of_them(small_cache: Cache, small_folder: Path):
     teacher, asked = live(), []
 

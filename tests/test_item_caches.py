@@ -171,6 +171,44 @@ def test_it_is_whole_and_the_living_teacher_agrees(cache: sc.Cache):
     assert found["p3"]["cache"]["cosine"] > 0.999
 
 
+@pytest.mark.parametrize(
+    ("target", "part"),
+    [("detections", p) for p in ("logits", "boxes", "distribution")]
+    + [("queries", p) for p in ("embedding", "logits", "boxes", "reference")],
+)
+def test_of_a_living_teacher_every_part_is_judged(cache: sc.Cache, target: str, part: str):
+    def of_others(found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """One part is what it is for other pictures, or is nothing at all; the others are right."""
+        (at,) = (at for name, at in columns if name == part)
+        said = found[target].copy()
+        said[..., at] = 0.25
+        return found | {target: said}
+
+    layout = ToyDetector.layouts[target]
+    columns = list(layout.parts(np.arange(layout.width)))
+    options = Options.like(cache.identity["teacher"], taps=("detections", "queries", "p3"))
+    other = assemble(Broken(of_others), None, options)
+    found = sc.verify_live(cache, sc.Source(ToyImages(SAMPLES)), other, 12)
+    assert {name: sides["cache"]["wrong"] for name, sides in found.items()} == {
+        name: 12 * (name == target) for name in TARGETS
+    }
+    assert all(sides["control"]["wrong"] == 0 for sides in found.values())
+
+
+def test_boxes_a_little_off_are_wrong_and_by_less_than_processors_differ_are_not(cache: sc.Cache):
+    def moved(by: float):
+        def move(found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+            return found | {"queries": found["queries"] + by * (np.arange(21) // 4 == 3)[:21]}  # of its boxes
+
+        return move
+
+    options = Options.like(cache.identity["teacher"], taps=("detections", "queries", "p3"))
+    for by, wrong in ((0.03, 12), (1e-4, 0)):
+        other = assemble(Broken(moved(by)), None, options)
+        found = sc.verify_live(cache, sc.Source(ToyImages(SAMPLES)), other, 12)
+        assert found["queries"]["cache"]["wrong"] == wrong
+
+
 def test_a_living_teacher_of_other_shapes_is_told(cache: sc.Cache):
     options = Options.like(cache.identity["teacher"], taps=("detections", "queries", "p3"))
     other = assemble(Broken(lambda found: found | {"queries": found["queries"][:, 1:]}), None, options)
