@@ -102,8 +102,11 @@ def test_without_names_on_either_side_it_is_as_ever(plain: sc.Cache, tmp_path: P
 
 def test_an_ensemble_and_the_living_teacher_are_put_in_order_too(tmp_path: Path):
     cache = build(
-        tmp_path / "c", teacher=[Named(OTHER), ToyTeacher()], targets=["logits=full(f16)", "1.logits=full(f16)", "1.map=f16"]
-    )  # fmt: skip
+        tmp_path / "c",
+        teacher=[Named(OTHER), ToyTeacher()],
+        classes=OTHER,
+        targets=["logits=full(f16)", "1.logits=full(f16)", "1.map=f16"],
+    )
     options = Options.like(cache.identity["teacher"], taps=("1.logits", "1.map"))
     assert options.columns == (1, 3, 2, 0)
     source = sc.Source(ToyImages(12))
@@ -113,6 +116,18 @@ def test_an_ensemble_and_the_living_teacher_are_put_in_order_too(tmp_path: Path)
     unordered = assemble([Named(OTHER), ToyTeacher()], None, Options(input_size=(8, 8)))
     with pytest.raises(MismatchError, match="its columns is None"):
         sc.verify_live(cache, source, unordered, 6)
+
+
+def test_a_member_without_names_is_not_silently_in_anothers_order(tmp_path: Path, capsys):
+    told = r"of the teachers 1 \(.*ToyTeacher\) names no classes, and .* another order .*Say so with --classes FILE"
+    for flip_tta in (False, True):
+        with pytest.raises(MismatchError, match=told):
+            build(tmp_path / "c", teacher=[Named(OTHER), ToyTeacher()], flip_tta=flip_tta)
+    assert not (tmp_path / "c").exists()
+    build(tmp_path / "d", teacher=[Named(ToyImages.classes), ToyTeacher()], progress=True)
+    assert "1 (softcache.testing:ToyTeacher) names no classes: taken to be the source's" in (
+        capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(

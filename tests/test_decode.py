@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 
 import softcache as sc
 from softcache.source import Source
-from softcache.source.decode import is_rotated, to_rgb
+from softcache.source.decode import is_rotated, orientation, to_rgb
 from softcache.testing import toy_teacher
 
 
@@ -225,7 +225,19 @@ def test_torchvisions_loader_does_not_apply_it_either(tmp_path: Path):
 @pytest.mark.parametrize("form", ["PNG", "WEBP"])
 def test_other_formats_with_exif_are_as_stored(form: str):
     assert to_rgb(turned(6, form)).shape == (32, 48, 3)
-    assert not is_rotated(turned(6, form))
+    assert is_rotated(turned(6, form)) and not is_rotated(turned(1, form))
+    for at in range(0, 400):
+        assert is_rotated(turned(6, form)[:at]) in (False, True)
+
+
+def test_of_a_png_the_orientation_may_come_last():
+    """As exiftool and others write it: behind the pixels."""
+    data = turned(6, "PNG")
+    size, at = struct.unpack_from(">I", data, data.index(b"eXIf") - 4)[0], data.index(b"eXIf") - 4
+    chunk, end = data[at : at + 12 + size], data.index(b"IEND") - 4
+    moved = data[:at] + data[at + 12 + size : end] + chunk + data[end:]
+    assert ImageOps.exif_transpose(Image.open(io.BytesIO(moved))).size == (32, 48)
+    assert orientation(moved) == 6
 
 
 def test_the_orientation_of_a_tiff_is_its_own_and_pillow_applies_it():
@@ -266,6 +278,7 @@ def test_a_build_tells_of_turned_images_once(tmp_path: Path, capsys):
         "b.jpg": turned(6),
         "c.jpg": turned(3),
         "d.png": png(pixels(1)),
+        "e.png": turned(8, "PNG"),
     }.items():
         (tmp_path / "images" / "x").mkdir(parents=True, exist_ok=True)
         (tmp_path / "images" / "x" / name).write_bytes(data)
@@ -273,7 +286,7 @@ def test_a_build_tells_of_turned_images_once(tmp_path: Path, capsys):
     assert source.rotation == ""  # before the bytes were read
     sc.build(tmp_path / "cache", source=source, teacher=toy_teacher(), targets=["map=int8"])
     told = capsys.readouterr().err
-    assert told.count("2 JPEG files with an EXIF orientation, which is not applied") == 1
+    assert told.count("3 files with an EXIF orientation, which is not applied") == 1
     sc.build(
         tmp_path / "other",
         source=Source(tmp_path / "images", limit=1),

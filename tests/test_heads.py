@@ -94,6 +94,8 @@ def test_what_does_not_fit_is_told_with_what_was_found(text: str | None, shapes:
 def test_logits_are_not_taken_for_probabilities(head: heads.Head):
     shape = (1, 7, CELLS) if isinstance(head, heads.Yolo) else (1, CELLS, 7)
     values = np.full(shape, 0.25, np.float32)
+    if isinstance(head, heads.Yolo):
+        values[:, :4] = 25
     head.read({"out": values}, SIZE)
     values[0, -1, -1] = 3.5
     with pytest.raises(TeacherError, match=r"go from 0 to 3\.5, and this head reads probabilities"):
@@ -117,6 +119,28 @@ def test_boxes_that_a_yolox_graph_has_decoded_are_told_from_raw_ones(size: tuple
     head.read({"out": raw * [10, 10, 1, 1, 1, 1, 1]}, size)  # of random weights they lie anywhere near
     with pytest.raises(TeacherError, match=r"decodes its boxes itself: .* without --decode_in_inference"):
         head.read({"out": decoded}, size)
+    decoded[0, :, :4] /= [size[1], size[0]] * 2
+    if size == (416, 416):  # where there are enough cells to know
+        with pytest.raises(TeacherError, match=r"they are pixels or shares, and the head yolox reads"):
+            head.read({"out": decoded}, size)
+
+
+def test_boxes_in_shares_are_not_taken_for_pixels():
+    random, head = np.random.default_rng(0), heads.Yolo()
+    said = random.uniform(0, 1, (2, 4 + 3, CELLS)).astype(np.float32)
+    with pytest.raises(
+        TeacherError, match=r"no number of the graph's boxes is beyond 0\.99.*shares of the sides"
+    ):
+        head.read({"out": said}, SIZE)
+    said[1, 2, 7] = 20  # one side of one box in the batch is enough to know
+    head.read({"out": said}, SIZE)
+
+
+@pytest.mark.parametrize("strides", ["8", "(0,)", "(8, -16)", "(8.0, 16)", "()", "(True,)", "(8, x)"])
+@pytest.mark.parametrize("head", ["yolo", "yolox"])
+def test_strides_that_are_none_are_refused(head: str, strides: str):
+    with pytest.raises(SpecError, match=rf"{head}: strides are whole numbers of at least 1, .* not "):
+        heads.parse(f"{head}(strides={strides})")
 
 
 # -- real detectors ----------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import pickle
 from collections.abc import Callable
 from itertools import pairwise
@@ -307,14 +306,11 @@ def test_which_yaml_is_asked_where_there_are_several(root: Path):
 # --- images out of the ordinary -------------------------------------------------------------------
 
 
-def jpeg(image: Image.Image, **options) -> bytes:
-    data = io.BytesIO()
-    image.save(data, "JPEG", quality=95, **options)
-    return data.getvalue()
-
-
+@pytest.mark.parametrize("form", ["jpg", "png", "webp"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_boxes_go_where_the_thing_is_in_the_pixels_that_are_stored(tmp_path: Path, orientation: int):
+def test_boxes_go_where_the_thing_is_in_the_pixels_that_are_stored(
+    tmp_path: Path, orientation: int, form: str
+):
     """A white rectangle, boxed as a person sees it: turned by EXIF."""
     stored = np.zeros((48, 80, 3), np.uint8)
     stored[8:16, 48:72] = 255
@@ -322,15 +318,16 @@ def test_boxes_go_where_the_thing_is_in_the_pixels_that_are_stored(tmp_path: Pat
     exif[0x0112] = orientation
     for kind in ("images", "labels"):
         (tmp_path / kind).mkdir()
-    (tmp_path / "images" / "a.jpg").write_bytes(jpeg(Image.fromarray(stored), exif=exif, subsampling=0))
-    seen = np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / "images" / "a.jpg")))[:, :, 0] > 127
+    file, how = tmp_path / "images" / f"a.{form}", {"jpg": {"quality": 95, "subsampling": 0}, "png": {}}
+    Image.fromarray(stored).save(file, exif=exif, **how.get(form, {"lossless": True}))
+    seen = np.asarray(ImageOps.exif_transpose(Image.open(file)))[:, :, 0] > 127
     height, width = seen.shape
     down, across = (np.flatnonzero(seen.any(axis=axis)) for axis in (1, 0))
     shown = np.array([across[0], down[0], across[-1] + 1, down[-1] + 1], float)
     (tmp_path / "labels" / "a.txt").write_text(as_box(0, shown, width, height))
     source = Source(say(tmp_path, "names: [box]\ntrain: images\n"))
-    assert np.allclose(boxes(source, "images/a.jpg").xyxy, [[48, 8, 72, 16]], atol=1e-6)
-    left, top, right, bottom = boxes(source, "images/a.jpg").xyxy[0].round().astype(int)
+    assert np.allclose(boxes(source, f"images/a.{form}").xyxy, [[48, 8, 72, 16]], atol=1e-6)
+    left, top, right, bottom = boxes(source, f"images/a.{form}").xyxy[0].round().astype(int)
     assert source.image(0)[top:bottom, left:right].min() > 200
 
 

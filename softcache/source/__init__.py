@@ -202,8 +202,8 @@ class Source:
 
     @property
     def rotation(self) -> str:
-        """One line for a person where, as the fingerprint found, JPEG files ask to be shown turned; else empty."""
-        files = counted(self._rotated, "JPEG file")
+        """One line for a person where, as the fingerprint found, files ask to be shown turned; else empty."""
+        files = counted(self._rotated, "file")
         found = f"{files} with an EXIF orientation, which is not applied: pixels are used as stored"
         return found if self._rotated else ""
 

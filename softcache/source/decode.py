@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import io
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import numpy as np
 
@@ -25,7 +26,7 @@ EXTENSIONS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm",
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 MAX_PIXELS = 178_956_970  # where Pillow, too, refuses an image as a decompression bomb
 
-_APP1, _ORIENTATION = 0xE1, 0x0112
+_APP1, _ORIENTATION, _EXIF = 0xE1, 0x0112, b"Exif\0\0"
 
 
 def to_rgb(content: Any) -> np.ndarray:
@@ -53,22 +54,55 @@ def to_rgb(content: Any) -> np.ndarray:
 
 
 def is_rotated(content: Any) -> bool:
-    """Do the bytes begin as a JPEG whose EXIF asks for it to be shown turned or mirrored? Reads headers only."""
+    """Does the EXIF of these bytes of an image ask for it to be shown turned or mirrored? Decodes no pixels."""
     return isinstance(content, bytes) and orientation(content) != 1
 
 
 def orientation(content: bytes) -> int:
-    """The EXIF orientation, 2 to 8, of bytes that begin as a JPEG; 1, as it stands, of all others."""
-    if not content.startswith(b"\xff\xd8"):
-        return 1
+    """The EXIF orientation, 2 to 8, of a JPEG, of which the beginning will do, or of a whole PNG or WebP; 1, as it stands,
+    of all others."""
+    found = _orientation(_exif(content).removeprefix(_EXIF))
+    return found if found in range(2, 9) else 1
+
+
+def is_jpeg(content: bytes) -> bool:
+    """Do they begin as one?"""
+    return content.startswith(b"\xff\xd8")
+
+
+def _exif(content: bytes) -> bytes:
+    """What a file's container holds as EXIF; nothing where there is none."""
+    if is_jpeg(content):
+        return _exif_of_jpeg(content)
+    if content.startswith(b"\x89PNG\r\n\x1a\n"):  # size, name, so many bytes, a checksum
+        return _chunk(content, b"eXIf", 8, "big", lambda size: size + 4)
+    if content.startswith(b"RIFF") and content[8:12] == b"WEBP":  # name, size, so many bytes, an even number
+        return _chunk(content, b"EXIF", 12, "little", lambda size: size + size % 2)
+    return b""
+
+
+def _chunk(
+    content: bytes, wanted: bytes, at: int, order: Literal["little", "big"], room: Callable[[int], int]
+) -> bytes:
+    """The first of that name, of those from ``at`` on; after the eight bytes of its head there is ``room`` for its size."""
+    while at < len(content):
+        words = content[at : at + 4], content[at + 4 : at + 8]
+        size, name = words if order == "big" else words[::-1]
+        length = int.from_bytes(size, order)
+        if name == wanted:
+            return content[at + 8 : at + 8 + length]
+        at += 8 + room(length)
+    return b""
+
+
+def _exif_of_jpeg(content: bytes) -> bytes:
     at = 2
     while content[at : at + 1] == b"\xff" and content[at + 1 : at + 2] not in (b"\xda", b"\xd9", b""):
         size = int.from_bytes(content[at + 2 : at + 4], "big")
-        if content[at + 1] == _APP1 and content.startswith(b"Exif\0\0", at + 4):
-            found = _orientation(content[at + 10 : at + 2 + size])
-            return found if found in range(2, 9) else 1
+        if content[at + 1] == _APP1 and content.startswith(_EXIF, at + 4):
+            return content[at + 4 : at + 2 + size]
         at += 2 + max(size, 2)
-    return 1
+    return b""
 
 
 def _orientation(tiff: bytes) -> int:

@@ -3,7 +3,7 @@
 A path in it is sought below its ``path:``, which is itself sought from the YAML file's folder, and then below that folder.
 Ids are paths from there. The boxes of ``…/images/a/1.jpg`` are in ``…/labels/a/1.txt`` (where no folder is called
 ``images``, beside the image), one a line: ``class cx cy w h`` in shares of the image's sides, or ``class x y x y x y …``,
-an outline, whose enclosing box is taken. They are shares of the image as it is shown: those of a JPEG file that an EXIF
+an outline, whose enclosing box is taken. They are shares of the image as it is shown: those of a file that an EXIF
 orientation turns are turned back to the pixels that are stored, as whoever drew and trained on them saw it turned.
 """
 
@@ -19,7 +19,7 @@ import numpy as np
 
 from softcache.errors import SourceError, counted
 from softcache.source.boxes import Annotated, Boxes, by_image, flat, image_size, shown, told
-from softcache.source.decode import orientation
+from softcache.source.decode import is_jpeg, orientation
 from softcache.source.files import images_in, refuse_columns
 from softcache.source.layout import choose_split
 
@@ -27,7 +27,7 @@ LOOK = "a data.yaml with names and train, val or test"
 
 _SPLITS = ("train", "val", "test")
 _MOST = 1 << 20  # bytes of a YAML file that is looked into
-_HEADERS = 1 << 18  # bytes of an image, its EXIF among them
+_HEADERS = 1 << 18  # bytes of a JPEG file, its EXIF among them
 _FAR = 2.0  # further out no share lies, but pixels do
 _OFF = 0.1  # and of an outline, which is not drawn beyond the image
 # EXIF orientation: are x and y swapped, and is the stored x, or y, counted from the other side?
@@ -44,7 +44,9 @@ class Yolo(Annotated):
         if not len(found):
             return found
         with file.open("rb") as content:
-            shares = _turned_back(found.xyxy, orientation(content.read(_HEADERS)))
+            begins = content.read(_HEADERS)
+            whole = begins if is_jpeg(begins) else begins + content.read()  # other files' EXIF may come last
+        shares = _turned_back(found.xyxy, orientation(whole))
         return replace(found, xyxy=shares * np.tile(image_size(file), 2))
 
 

@@ -92,6 +92,7 @@ def aligned(
             "(--classes FILE names them)"
         )
         return teacher
+    nameless = () if said else getattr(teacher, "nameless", ())
     heads = [one for one in layouts_of(teacher).values() if one.classes]
     names = _named(ours, heads)
     kept = [(name, i) for i, name in enumerate(names) if not heads or name in wanted or name not in _NONE]
@@ -104,12 +105,25 @@ def aligned(
     moved = any(one.background not in (None, one.classes) for one in heads)
     if columns == tuple(range(len(names))) and not moved:
         say(f"{counted(len(wanted), 'class')}, the teacher's names in the source's order")
+        if nameless:
+            say(
+                f"{_those(nameless)} no classes: taken to be the source's too, in that order (--classes FILE names them)"
+            )
         return teacher
+    if nameless:
+        raise MismatchError(
+            f"{_those(nameless)} no classes, and the others' have another order than the source's: are these of the "
+            "same order as theirs? Say so with --classes FILE, which names the classes of all in their order"
+        )
     told = [_moves(wanted, columns) or "in the same order"]
     told += [f"{len(names) - len(columns)} that are none are left out"] * (len(names) > len(columns))
     told += ["the background comes last"] * moved
     say(f"{counted(len(wanted), 'class')} matched by name, the teacher's → the source's: {'; '.join(told)}")
     return Permuted(teacher, columns)
+
+
+def _those(members: Sequence[str]) -> str:
+    return f"of the teachers {', '.join(members)} name{'s' * (len(members) == 1)}"
 
 
 def _named(ours: tuple[str, ...], heads: list[Layout]) -> tuple[str, ...]:

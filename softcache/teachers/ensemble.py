@@ -102,6 +102,12 @@ class Ensemble:
         self.probed = any(m.probed for m in self.members)
         self.input_spec: InputSpec = self.members[0].input_spec
         self.classes = next((m.classes for m in self.members if m.classes is not None), None)
+        # those whose order nobody knows, of several of which one names its classes
+        self.nameless = [
+            f"{i} ({name})"
+            for i, (name, m) in enumerate(zip(self._names, self.members, strict=True))
+            if self.classes is not None and m.classes is None
+        ]
         self.layouts = {
             f"{i}.{name}": one for i, m in enumerate(self.members) for name, one in layouts_of(m).items()
         }
@@ -176,6 +182,7 @@ class FlipTta:
     def __init__(self, teacher: Teacher):
         self.teacher = teacher
         self.input_spec, self.classes, self.probed = teacher.input_spec, teacher.classes, teacher.probed
+        self.nameless = getattr(teacher, "nameless", ())
 
     def __call__(self, pixels: np.ndarray, **_given: np.ndarray) -> dict[str, np.ndarray]:
         seen = self.teacher(pixels)

@@ -23,6 +23,8 @@ Outputs = Mapping[str, np.ndarray]
 
 _LEAST = 1e-6  # the nearest that a probability comes to 0 and to 1
 _BEYOND = 0.01
+_SHARES = 2.0  # pixels, within which no boxes of all anchors lie
+_ALIKE = 0.9  # of what is decoded it is 0.99, but for pictures of a few cells, and of offsets about 0
 _UNIT = {"mean": (0, 0, 0), "std": (1, 1, 1), "color": "RGB"}
 
 
@@ -49,6 +51,9 @@ class Yolo:
 
     INPUT: ClassVar[Mapping[str, Any]] = _UNIT
 
+    def __post_init__(self) -> None:
+        _check_strides("yolo", self.strides)
+
     def outputs(self, found: Outputs, size: Size) -> tuple[str, ...] | None:
         cells = _cells(_levels(size, self.strides))
         fits = [n for n, v in found.items() if v.ndim == 3 and v.shape[1] > 4 and v.shape[2] == cells]
@@ -61,6 +66,7 @@ class Yolo:
     def read(self, said: Outputs, size: Size) -> np.ndarray:
         (values,) = said.values()
         rows = values.transpose(0, 2, 1)
+        _refuse_shares(rows[..., :4], "yolo reads pixels: export it without normalising them")
         return np.concatenate([_logits(rows[..., 4:]), _unit(_corners(rows[..., :4]), size)], axis=-1)
 
 
@@ -72,6 +78,9 @@ class Yolox:
     strides: tuple[int, ...] = (8, 16, 32)
 
     INPUT: ClassVar[Mapping[str, Any]] = {"mean": (0, 0, 0), "std": (1 / 255,) * 3, "color": "BGR"}
+
+    def __post_init__(self) -> None:
+        _check_strides("yolox", self.strides)
 
     def outputs(self, found: Outputs, size: Size) -> tuple[str, ...] | None:
         cells = _cells(_levels(size, self.strides))
@@ -192,14 +201,39 @@ def _grid(size: Size, strides: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]
     return np.concatenate(corners).astype(np.float32), np.concatenate(steps).astype(np.float32)
 
 
+def _check_strides(head: str, strides: Any) -> None:
+    if not isinstance(strides, tuple) or not strides or any(type(s) is not int or s < 1 for s in strides):
+        told = f"not {strides!r}"
+        raise SpecError(f"{head}: strides are whole numbers of at least 1, such as (8, 16, 32), {told}")
+
+
+def _refuse_shares(boxes: np.ndarray, hint: str) -> None:
+    """Raises :class:`TeacherError` for boxes that are shares of the picture's sides: of pixels, no picture has all middles
+    and sides within two."""
+    most = float(boxes.max(initial=0))
+    if boxes.size and most <= _SHARES:
+        raise TeacherError(
+            f"no number of the graph's boxes is beyond {most:.4g}, so they are shares of the sides, and the head {hint}"
+        )
+
+
 def _refuse_decoded(offsets: np.ndarray, middles: np.ndarray) -> None:
     """Raises :class:`TeacherError` for boxes that the graph has decoded itself, whose shape is the same: those lie around
-    the middle of their cell, in pixels, and offsets in cells around 0."""
-    if np.median(np.abs(offsets - middles)) < np.median(np.abs(offsets)):
+    the middle of their cell, in pixels or in shares of the sides, and offsets in cells around 0, wherever the cell is."""
+    if np.median(np.abs(offsets - middles)) < np.median(np.abs(offsets)) or _alike(offsets, middles) > _ALIKE:
         raise TeacherError(
-            "the graph decodes its boxes itself: they are pixels, and the head yolox reads offsets in cells. Export it with "
+            "the graph decodes its boxes itself: they are pixels or shares, and the head yolox reads offsets in cells. Export it with "
             "raw outputs (YOLOX's export_onnx.py without --decode_in_inference)"
         )
+
+
+def _alike(offsets: np.ndarray, middles: np.ndarray) -> float:
+    """How nearly offsets ``(B, A, 2)`` are a multiple of the middles ``(A, 2)`` and a constant: the lower correlation of x
+    and y; 0 where they are all one."""
+    a = offsets.astype(np.float64) - offsets.mean(axis=(0, 1), dtype=np.float64)
+    b = np.broadcast_to(middles - middles.mean(axis=0), a.shape)
+    norm = np.linalg.norm(a, axis=(0, 1)) * np.linalg.norm(b, axis=(0, 1))
+    return float(((a * b).sum(axis=(0, 1)) / np.where(norm > 0, norm, 1)).min())
 
 
 def _logits(p: np.ndarray) -> np.ndarray:
