@@ -186,6 +186,11 @@ def complete(
 
 def _stretched(recipe: Recipe, size: tuple[int, int]) -> str:
     """A line for a person where views have other proportions than what the teacher sees."""
+    if recipe.size is None and recipe.tiled:
+        return (
+            "NOTE: a mosaic without a size lays views of different proportions, which the teacher sees stretched: say "
+            f"mosaic(({size[0]}, {size[1]})), whose tiles keep theirs"
+        )
     if recipe.size is None or recipe.size[0] * size[1] == recipe.size[1] * size[0]:
         return ""
     views, seen = (f"{width}x{height}" for height, width in (recipe.size, size))

@@ -424,6 +424,22 @@ def test_a_teacher_that_answers_in_pixels_is_refused(tmp_path: Path):
         build(tmp_path / "c", teacher=Broken(in_pixels))
 
 
+def test_a_mosaic_of_views_of_any_proportions_is_told(tmp_path: Path, capsys):
+    for recipe, told in (("flip|mosaic", True), ("mosaic(16)", False)):
+        build(tmp_path / recipe, recipe=recipe, progress=True, targets={"detections": "all"}, views=1)
+        assert ("say mosaic((16, 16)), whose tiles keep theirs" in capsys.readouterr().err) == told
+
+
+def test_what_is_kept_otherwise_than_asked_is_told(tmp_path: Path):
+    for targets, told in (
+        ({"p3": "all"}, r"'p3' is a map \(6, 5, 7\), and 'all' holds items: codecs for maps are .*int8"),
+        ({"p3.attention": "int8"}, r"p3.attention=attention\(0.5\) is kept of the map 'p3'"),
+        ({"p3": "pool(2)|foreground(10)"}, r"say foreground\(10, pool=2\)"),
+    ):
+        with pytest.raises(sc.SoftcacheError, match=told):
+            build(tmp_path / "c", targets=targets)
+
+
 def test_what_is_stretched_is_told(tmp_path: Path, capsys):
     for recipe, told in (("resize((8, 16))", True), ("letterbox(32)", False), ("flip", False)):
         build(tmp_path / recipe, recipe=recipe, progress=True, targets={"detections": "all"})

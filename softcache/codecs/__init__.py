@@ -120,6 +120,11 @@ def parse(text: str) -> Named:
             raise SpecError(
                 f"codec {text!r}: only {', '.join(STEPS)} stands in front of another, and not {call}"
             )
+        if isinstance(codec, Foreground):
+            raise SpecError(
+                f"codec {text!r}: {last.name} pools by itself what is far from boxes, and keeps the rest as fine as it is: "
+                f"say foreground({codec.cells}, pool={call.args[0] if call.args else 2})"
+            )
         codec = cast(Codec, Pooled(spec.construct(call, STEPS, "step"), codec))
         if not codec.kinds:
             raise SpecError(

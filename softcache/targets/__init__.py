@@ -113,6 +113,12 @@ class Request:
         if layout is not None or isinstance(self.codec.codec, All):
             if last in of_items:
                 return last
+            if layout is None and KINDS["feature_map"].accepts(shape):
+                fitting = [n for n, c in codecs.CODECS.items() if "feature_map" in c.kinds]
+                raise CodecError(
+                    f"target {self.name!r} is a map {shape}, and {self.codec.spec!r} holds items: codecs for maps are "
+                    f"{', '.join(fitting)}"
+                )
             raise TeacherError(
                 f"the target {self.name!r} is of many items: say of which kind, such as {self.name}:{of_items[0]}="
                 f"{self.codec.spec} (known: {', '.join(of_items)})"

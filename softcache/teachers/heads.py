@@ -222,8 +222,8 @@ def _refuse_decoded(offsets: np.ndarray, middles: np.ndarray) -> None:
     the middle of their cell, in pixels or in shares of the sides, and offsets in cells around 0, wherever the cell is."""
     if np.median(np.abs(offsets - middles)) < np.median(np.abs(offsets)) or _alike(offsets, middles) > _ALIKE:
         raise TeacherError(
-            "the graph decodes its boxes itself: they are pixels or shares, and the head yolox reads offsets in cells. Export it with "
-            "raw outputs (YOLOX's export_onnx.py without --decode_in_inference)"
+            "the graph decodes its boxes itself: they are pixels or shares, and the head yolox reads offsets in cells. "
+            "Export it with raw outputs (YOLOX's export_onnx.py without --decode_in_inference)"
         )
 
 
