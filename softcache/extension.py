@@ -118,6 +118,11 @@ def extend(
     samples = _source(held, source, split, limit, layout, image_column, label_column)
     recipe = Recipe(held.identity["recipe"]["spec"], held.identity["recipe"]["seed"])
     say(samples.describe())
+    if held.samples < len(samples) and set(held.ids) < set(samples.ids):
+        raise MismatchError(
+            f"{samples.describe()} has all {held.samples:,} samples of {held.path}, and more: was it built with a limit? "
+            f"Say --limit {held.samples} (limit={held.samples}); new samples are a cache of their own"
+        )
     check(samples, added.views, None, recipe)
     say(canary.pair(held, samples, tolerance=0).message)
     options = added.options(

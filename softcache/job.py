@@ -202,8 +202,12 @@ def _resolve(
     for request in asked:
         if request.tap not in said:
             base, _, last = request.tap.rpartition(".")
-            hint = f": {request.name}=attention(0.5) is kept of the map {base!r}" if last == "attention" else ""
-            raise TeacherError(f"the teacher has no target {request.tap!r}{hint or nearest(request.tap, said)}")
+            hint = (
+                f": {request.name}=attention(0.5) is kept of the map {base!r}" if last == "attention" else ""
+            )
+            raise TeacherError(
+                f"the teacher has no target {request.tap!r}{hint or nearest(request.tap, said)}"
+            )
     targets = {r.name: r.resolve(tuple(said[r.tap].shape[1:]), layouts.get(r.name)) for r in asked}
     for target in targets.values():
         target.codec.fields(target.shape)  # refuses a shape it cannot hold

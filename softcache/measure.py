@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from softcache.cache import Cache
 
 TEMPERATURES = (1, 4)
+_LOST = 0.99  # relative L2 error, from which on zeros would do as well
 ROWS = 16  # rows of a block whose fidelity is measured
 
 
@@ -190,6 +191,10 @@ def tell(cache: Cache) -> str:
     lines[0] += f" ({r.bytes / rows:,.1f} bytes a view), digest {cache.digest[:16]}"
     for name, values in r.fidelity.items():
         told = words(values)
+        if values.get("relative_l2", 0) >= _LOST:
+            told += (
+                ". NOTE: nothing of it is left: it is too small, or too uneven, for this codec; say another"
+            )
         lines.append(f"  {name} as {cache.targets[name].spec}: {r.bytes_per_row[name]:,} bytes a row; {told}")
     for name, figures in r.equivariance.items():
         lines.append(f"  {name} moves with the view, cosine: {motion_words(figures)}")

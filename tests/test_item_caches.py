@@ -424,6 +424,26 @@ def test_a_teacher_that_answers_in_pixels_is_refused(tmp_path: Path):
         build(tmp_path / "c", teacher=Broken(in_pixels))
 
 
+def test_an_unknown_constant_is_a_matter_of_usage(cache: sc.Cache):
+    with pytest.raises(SpecError, match=r"no constant 'zzz' \(known: constants/head, constants/query"):
+        cache.constant("zzz")
+    with pytest.raises(DamageError):
+        cache.constant("canary/nothing")
+
+
+def test_a_target_of_which_nothing_is_left_is_told(tmp_path: Path, capsys):
+    for share, lost in ((1e-12, True), (1, False)):
+        small = Broken(lambda found, share=share: found | {"p3": found["p3"] * np.float32(share)})
+        build(tmp_path / str(lost), teacher=small, targets={"p3": "f16"}, progress=True)
+        assert ("NOTE: nothing of it is left" in capsys.readouterr().err) == lost
+
+
+def test_a_limit_that_was_forgotten_is_told(tmp_path: Path):
+    build(tmp_path / "c", source=sc.Source(ToyImages(SAMPLES), limit=8), views=1)
+    with pytest.raises(MismatchError, match=r"was it built with a limit\? Say --limit 8"):
+        sc.extend(tmp_path / "c", source=ToyImages(SAMPLES), teacher=toy_detector(), views=2, progress=False)
+
+
 def test_a_mosaic_of_views_of_any_proportions_is_told(tmp_path: Path, capsys):
     for recipe, told in (("flip|mosaic", True), ("mosaic(16)", False)):
         build(tmp_path / recipe, recipe=recipe, progress=True, targets={"detections": "all"}, views=1)

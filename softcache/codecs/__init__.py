@@ -123,7 +123,7 @@ def parse(text: str) -> Named:
         if isinstance(codec, Foreground):
             raise SpecError(
                 f"codec {text!r}: {last.name} pools by itself what is far from boxes, and keeps the rest as fine as it is: "
-                f"say foreground({codec.cells}, pool={call.args[0] if call.args else 2})"
+                f"say foreground({codec.cells}, pool={[*call.args, *dict(call.kwargs).values()][0]})"
             )
         codec = cast(Codec, Pooled(spec.construct(call, STEPS, "step"), codec))
         if not codec.kinds:
