@@ -474,7 +474,7 @@ def test_what_is_stretched_is_told(tmp_path: Path, capsys):
         ({"targets": {"detections": "top(22)"}}, CodecError, "keeps 22 items, and the teacher gives 21"),
         ({"targets": {"queries": "top(3)"}}, CodecError, "several layers"),
         ({"targets": {"detection": "all"}}, TeacherError, "no target 'detection' .did you mean 'detections'"),
-        ({"targets": {"p3": "all"}}, TeacherError, "'p3' is of many items: say of which kind"),
+        ({"targets": {"p3": "all"}}, CodecError, "'p3' is a map .6, 5, 7., and 'all' holds items"),
         ({"targets": {"p3": "attention(0)"}}, SpecError, "tau must be a number above 0"),
         ({"targets": {"p4.attention": "attention"}}, TeacherError, "no target 'p4'"),
         ({"targets": {"queries": "pool(2)|int8"}}, CodecError, "codecs for it: all, top"),
