@@ -6,7 +6,6 @@ import logging
 import os
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from softcache import manifest as m
 from softcache import pulled, spec, tars, views
 from softcache.arrays import block_arrays, constant, view_rows
 from softcache.block import Block
-from softcache.documents import read_identity, read_manifest, read_receipt
+from softcache.documents import read_identity, read_ids, read_manifest, read_receipt
 from softcache.errors import (
     DamageError,
     InvalidRow,
@@ -151,27 +150,7 @@ class Cache:
     def ids(self) -> Sequence[str]:
         """The samples' ids in source order."""
         offsets, text = self.constant("ids/offsets"), self.constant("ids/bytes")
-        if not self._offsets_fit(offsets, text):  # ids that overlap would be far larger than their file
-            raise DamageError(
-                f"{self.path}/ids cannot be read: its offsets are not those of {self.samples:,} ids"
-            )
-        raw = text.tobytes()
-        try:
-            ids = tuple(raw[a:b].decode() for a, b in pairwise(offsets.tolist()))
-        except UnicodeDecodeError as e:
-            raise DamageError(f"{self.path}/ids cannot be read: {e}") from None
-        if spec.digest_ids(ids) != self._identity.source.ids:
-            raise DamageError(
-                f"{self.path}/ids are not the ids of the manifest; restore the folder or rebuild"
-            )
-        return ids
-
-    def _offsets_fit(self, offsets: np.ndarray, text: np.ndarray) -> bool:
-        if (offsets.dtype, text.dtype, text.ndim) != (np.int64, np.uint8, 1):
-            return False
-        if offsets.shape != (self.samples + 1,):
-            return False
-        return bool(offsets[0] == 0 and offsets[-1] == len(text) and (offsets[:-1] <= offsets[1:]).all())
+        return read_ids(offsets, text, self._identity, f"{self.path}/ids")
 
     @cached_property
     def _index(self) -> dict[str, int]:

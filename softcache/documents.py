@@ -1,8 +1,13 @@
-"""The documents of a cache, read and checked: its manifest, identities and receipts."""
+"""The documents of a cache, read and checked: its manifest, identities, receipts and ids."""
 
 from __future__ import annotations
 
+from itertools import pairwise
+
+import numpy as np
+
 from softcache import manifest as m
+from softcache import spec
 from softcache.block import Block
 from softcache.errors import DamageError, MismatchError
 from softcache.identity import Identity
@@ -47,3 +52,22 @@ def read_receipt(store: Store, part: Part, block: Block) -> tuple[m.Receipt, byt
     if receipt.identity != part.identity.digest or receipt.block != (block.view, block.index):
         raise MismatchError(f"{store.path(name)} belongs to another build; delete it and build again")
     return receipt, raw
+
+
+def read_ids(offsets: np.ndarray, text: np.ndarray, identity: Identity, where: str) -> tuple[str, ...]:
+    """The samples' ids in source order, of the constants ``ids/offsets`` and ``ids/bytes``."""
+    samples = identity.grid.samples
+    known = (offsets.dtype, text.dtype, text.ndim) == (np.int64, np.uint8, 1) and offsets.shape == (
+        samples + 1,
+    )
+    # ids that overlap would be far larger than their file
+    if not known or offsets[0] or offsets[-1] != len(text) or (offsets[:-1] > offsets[1:]).any():
+        raise DamageError(f"{where} cannot be read: its offsets are not those of {samples:,} ids")
+    raw = text.tobytes()
+    try:
+        ids = tuple(raw[a:b].decode() for a, b in pairwise(offsets.tolist()))
+    except UnicodeDecodeError as e:
+        raise DamageError(f"{where} cannot be read: {e}") from None
+    if spec.digest_ids(ids) != identity.source.ids:
+        raise DamageError(f"{where} are not the ids of the manifest; restore the folder or rebuild")
+    return ids
