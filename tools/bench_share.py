@@ -169,16 +169,12 @@ def travel(cache: Path, remote: str, work: Path) -> dict[str, Any]:
 
 def grow(cache: Path, samples: int, views: int, work: Path) -> dict[str, Any]:
     """Push, one view more by extend, push again: what moves is what is new."""
-    try:
-        from softcache.extend import extend  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        return {"not measured": "there is no extend"}
     grown, remote = work / "grown", work / "remote-grown"
     shutil.rmtree(grown, ignore_errors=True)
     shutil.copytree(cache, grown)
     first = sc.push(grown, remote, "v1", progress=False)
     before = {file.entry.sha256 for file in files(sc.open(grown))}
-    extend(grown, source=Images(samples), teacher=Table(), views=views + 1, progress=False)
+    sc.extend(grown, source=Images(samples), teacher=Table(), views=views + 1, progress=False)
     new = sum(
         f.entry.bytes for f in files(sc.open(grown)) if f.content is None and f.entry.sha256 not in before
     )
@@ -329,14 +325,11 @@ def tell(found: dict[str, Any]) -> None:
     rows = {"copy, fsync a file": found["copy"]}
     for kind in ("folder", "s3"):
         rows |= {f"{name}, {kind}": row for name, row in found[kind].items()}
-    if "bytes" in found["extend"]:
-        rows["push after extend"] = found["extend"]
+    rows["push after extend"] = found["extend"]
     for name, row in rows.items():
         print(f"{name:24}{row['bytes'] / 1e6:12,.1f}{row['seconds']:10,.2f}{row['MB/s']:10,.1f}")
-    if "new" in found["extend"]:
-        print(
-            f"\nextend made {found['extend']['new'] / 1e6:,.1f} MB, after {found['extend']['first push'] / 1e6:,.1f} MB"
-        )
+    new, first = found["extend"]["new"], found["extend"]["first push"]
+    print(f"\nextend made {new / 1e6:,.1f} MB, after {first / 1e6:,.1f} MB")
     for what in ("flips", "cuts"):
         row = found[what]
         count, right = row[what], row["found and located"]
