@@ -103,6 +103,8 @@ class Dataset:
 @contextmanager
 def opened(path: Path) -> Iterator[File]:
     """The file, to be read. :class:`DamageError` for what is no HDF5 file, or a cut one."""
+    if not is_hdf5(path):  # a pipe would hold libhdf5 up for ever
+        raise DamageError(f"{path} is no HDF5 file, or is cut off: get it anew")
     with _whole(str(path)):
         file = library().File(path, "r", locking=False, rdcc_nbytes=_CACHE)
     with file:

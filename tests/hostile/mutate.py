@@ -147,6 +147,13 @@ def no_file(random: Random, tree: Tree) -> None:
         tree.put(name, b"")
 
 
+def no_such_file(random: Random, tree: Tree) -> None:
+    """Missing, a folder, a pipe, or empty. What a user names may be a link."""
+    name = random.choice(tree.names)
+    change = random.choice([tree.remove, tree.folder, tree.pipe, lambda name: tree.put(name, b"")])
+    change(name)
+
+
 # -- JSON --------------------------------------------------------------------------------------------------
 
 NUMBERS = [
@@ -546,7 +553,7 @@ OF_TARS: dict[str, tuple[int, Mutation]] = {
 # to swap rows, all digests are made again, which takes all files
 OF_PULLED = {name: one for name, one in OF_CACHES.items() if name != "swap"} | {"any_json": (40, any_json)}
 
-OF_FILES: dict[str, tuple[int, Mutation]] = {"any_file": (40, any_file), "no_file": (1, no_file)}
+OF_FILES: dict[str, tuple[int, Mutation]] = {"any_file": (40, any_file), "no_such_file": (1, no_such_file)}
 
 
 def choose(random: Random, table: dict[str, tuple[int, Mutation]]) -> str:

@@ -92,7 +92,7 @@ def read_cache(path: Path, scratch: Path) -> Iterator[Step]:
     for name in list(cache.targets)[:4]:
         yield "read", lambda name=name: values(cache.read(0, some, name)[name])
         yield "read", lambda name=name: values(cache.read(cache.views - 1, last, [name], slab=False)[name])
-    for sample in {0, SAMPLES // 2, min(SAMPLES, cache.samples) - 1}:
+    for sample in {0, len(some) // 2, len(some) - 1}:
         yield "views", lambda sample=sample: seen(cache, source, sample, cache.views - 1)
     for name in list(cache.constants)[:40]:
         yield "constant", lambda name=name: cache.constant(name).sum()

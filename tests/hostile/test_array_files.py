@@ -280,3 +280,9 @@ def test_any_change_is_refused_or_makes_no_difference(small_path: Path, tmp_path
     assert said.returncode == 0 and said.stdout == "all\n", said.stderr[-2000:]
     assert resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY
     shutil.rmtree(folder)
+
+
+def test_a_pipe_holds_nobody_up(tmp_path: Path):
+    os.mkfifo(tmp_path / "x.h5")
+    with pytest.raises(DamageError, match="is no HDF5 file"):
+        hdf5.restore(tmp_path / "x.h5", tmp_path / "out")
