@@ -84,7 +84,8 @@ def watched(*readable: Path, writable: tuple[Path, ...] = (), seconds: float = 2
     def hung(*_: object) -> None:
         raise Hung(f"not done after {seconds:g} s")
 
-    _WATCH.readable = tuple(p.resolve() for p in (*readable, *writable))
+    installed = (Path(p) for p in sys.path if p)  # where the version of a library is looked up
+    _WATCH.readable = tuple(p.resolve() for p in (*readable, *writable, *installed))
     _WATCH.writable = tuple(p.resolve() for p in writable)
     _WATCH.breaches.clear()
     before = signal.signal(signal.SIGALRM, hung)
