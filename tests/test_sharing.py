@@ -993,7 +993,9 @@ def test_commands(
     words = ["pull", "r", "v1", "--targets", "logits,map", "--views", ":1", "--sample", "10%", "--json"]
     assert main(words) == 0
     here = json.loads(capsys.readouterr().out)["pulled"]
-    assert here["blocks"] == {"logits": [1, 0], "map": [1, 0], "view": [1, 0]} and here["remote"] == "r"
+    assert here["blocks"] == {"logits": [1, 0], "map": [1, 0], "view": [1, 0]} and here["remote"] == str(
+        tmp_path / "r"
+    )
     assert main(["verify", "v1", "--read-data"]) == 0
     flip_bit(tmp_path / "v1/targets/logits/value/c.0.0.0", 4)
     assert main(["verify", "v1", "--read-data"]) == 2

@@ -266,6 +266,7 @@ if world > 1:
 """
 
 
+@pytest.mark.slow
 def test_two_processes_see_what_one_sees(cache: sc.Cache, images: Path, tmp_path: Path):
     """Equal steps and one loss curve, also when the two stop after an epoch and go on."""
     script = tmp_path / "script.py"
