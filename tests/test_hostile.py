@@ -54,8 +54,8 @@ def test_no_attack_takes_memory(came: dict[str, Any]):
 def test_files_changed_at_random_do_no_harm():
     found = run("fuzz", "--seconds", "8")  # tools/fuzz.py goes on for as long as is wanted
     assert found["memory"]["addresses"] <= found["limit"]
-    assert all(one["tried"] for one in found["readers"].values())  # how many, depends on the machine
-    assert sum(sum(one["raised"].values()) for one in found["readers"].values()) > 10
+    assert all(one["tried"] >= 20 for one in found["readers"].values())
+    assert sum(sum(one["raised"].values()) for one in found["readers"].values()) > 50
 
 
 def test_signing_changes_no_good_cache(small_copy: Path):

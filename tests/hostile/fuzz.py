@@ -33,6 +33,7 @@ from softcache.errors import SoftcacheError
 GROWTH = 1 << 30  # bytes of addresses that reading may take
 LONGEST = 1200  # characters of a message
 _BATCH = 20  # examples of one seed
+LEAST = 20  # inputs of a reader, however slow the machine
 _SKIPPED = 0.7  # of what can be done with what was opened: other files are worth more
 
 
@@ -98,7 +99,7 @@ class Fuzz:
         self.refused[f"{mutation}: {found}"] += 1
 
     def run(self, seconds: float, seed: int) -> None:
-        """Until the time is over. Raises what :meth:`attempt` does, of a small input."""
+        """Until the time is over, and :data:`LEAST` were tried. Raises what :meth:`attempt` does, of a small input."""
         end = time.monotonic() + seconds
 
         @hypothesis.given(st.randoms(use_true_random=False))
@@ -117,7 +118,7 @@ class Fuzz:
         def one(random: Random) -> None:
             self.attempt(random)
 
-        while time.monotonic() < end:
+        while time.monotonic() < end or self.tried < LEAST:
             hypothesis.seed(seed)(one)()
             seed += 1
 
