@@ -150,7 +150,7 @@ def _measure(
 ) -> None:
     """Top-1 of what is kept on every row; fidelity on the first few of each block (it costs a decode)."""
     target = job.targets[name]
-    if name == job.part.logits:
+    if name == job.part.logits and target.kind == "logits":
         kept = target.decode(fields)
         work.tally.count(values.argmax(axis=1), kept.top1(), labels)
     if first:

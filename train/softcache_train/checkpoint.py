@@ -1,8 +1,9 @@
 """Checkpoints: tensors as safetensors, the rest as JSON, and no pickle anywhere.
 
 A run's folder holds ``model-<step>.safetensors`` (the student's plain state dict),
-``optimizer-<step>.safetensors`` and ``checkpoint.json``, which names both with their digests. The
-JSON is written last and is the commit point: after a crash at any moment it names two whole files.
+``optimizer-<step>.safetensors``, where objectives learn something themselves ``terms-<step>.safetensors``, and
+``checkpoint.json``, which names them with their digests. The
+JSON is written last and is the commit point: after a crash at any moment it names whole files.
 """
 
 from __future__ import annotations
@@ -42,20 +43,25 @@ class Checkpoint:
     epoch: int = 0
     step: int = 0
     """The next step of the epoch."""
-    totals: list[float] = field(default_factory=lambda: [0.0, 0.0])
-    """Sums of CE and KD over the epoch's steps so far."""
+    totals: list[float] = field(default_factory=list)
+    """Sums of each term of the loss over the epoch's steps so far."""
     history: list[dict[str, Any]] = field(default_factory=list)
     """One entry for each finished epoch."""
     scaler: dict[str, Any] = field(default_factory=dict)
     files: dict[str, dict[str, str]] = field(default_factory=dict)
-    """``model`` and ``optimizer``: file and sha256."""
+    """``model``, ``optimizer`` and perhaps ``terms``: file and sha256."""
     version: int = VERSION
 
 
-def save(store: Store, state: Checkpoint, model: nn.Module, optimizer: Optimizer) -> None:
-    """Put a checkpoint into ``store`` and remove the one before it. Raises :class:`StoreError`."""
-    files = {}
-    for kind, tensors in (("model", model.state_dict()), ("optimizer", _flatten(optimizer))):
+def save(
+    store: Store, state: Checkpoint, model: nn.Module, optimizer: Optimizer, terms: nn.Module | None = None
+) -> None:
+    """Put a checkpoint into ``store`` and remove the one before it: of the student, the optimizer, and what the ``terms`` of
+    the loss hold. Raises :class:`StoreError`."""
+    files, parts = {}, {"model": model.state_dict(), "optimizer": _flatten(optimizer)}
+    if terms is not None and (own := terms.state_dict()):
+        parts["terms"] = own
+    for kind, tensors in parts.items():
         data = to_bytes({k: t.detach().cpu().contiguous().clone() for k, t in tensors.items()})
         files[kind] = {"file": file_name(kind, state.epoch, state.step), "sha256": digest(data)}
         store.put(files[kind]["file"], data)
@@ -97,7 +103,7 @@ def _require_room(store: Store) -> None:
     """A run's folder is its own: nothing but what an unfinished first checkpoint left may be in it."""
     if store.root.exists() and not store.root.is_dir():
         raise MismatchError(f"{store.root} is a file: give a folder for the run with -o")
-    foreign = [n for n in store.names() if not n.startswith(("model-", "optimizer-"))]
+    foreign = [n for n in store.names() if not n.startswith(("model-", "optimizer-", "terms-"))]
     if foreign:
         raise MismatchError(
             f"{store.root} holds something else, for example {foreign[0]!r}: give an empty or a new folder with -o"
@@ -109,8 +115,9 @@ def restore(
     state: Checkpoint,
     model: nn.Module,
     optimizer: Optimizer | None = None,
+    terms: nn.Module | None = None,
 ) -> None:
-    """Load the checkpoint's tensors into a model, and into its optimizer where one is given.
+    """Load the checkpoint's tensors into a model, and into its optimizer and the loss's terms where they are given.
 
     Raises :class:`DamageError` for a file that is not what the JSON says and :class:`MismatchError`
     for tensors that do not fit the model.
@@ -122,6 +129,8 @@ def restore(
             f"the checkpoint in {store.root} does not fit the student "
             f"{state.config['student']!r}: {' '.join(str(e).split())}"
         ) from e
+    if terms is not None and "terms" in state.files:
+        terms.load_state_dict(_tensors(store, state, "terms"))
     if optimizer is not None:
         slots: dict[int, dict[str, Tensor]] = {}
         for key, tensor in _tensors(store, state, "optimizer").items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,6 +22,7 @@ from pydantic import (
 
 from softcache.errors import SpecError, nearest
 from softcache.options import read_yaml
+from softcache_train.objectives import OBJECTIVES
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -29,8 +31,114 @@ NO_EFFECT_ON_WEIGHTS = frozenset(
 )
 
 
+class Objective(BaseModel):
+    """A term of the loss, written ``name: {key: value, …}``; keys that are not these are the loss's own options."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    name: str
+    """One of :data:`softcache_train.objectives.OBJECTIVES`."""
+    weight: NonNegativeFloat = 1.0
+    target: str | tuple[str, ...] | None = None
+    """The cache's targets that it learns from; ``logits`` by default where it learns from logits."""
+    student: str | tuple[str, ...] | None = None
+    """The student's modules whose outputs are compared with them; by default its logits, or the modules of the targets'
+    names."""
+    mask: str | None = None
+    """A cached attention map that weighs the places, for a loss that takes one."""
+    start: NonNegativeInt = 0
+    stop: PositiveInt | None = None
+    """Its epochs: from ``start`` to before ``stop``; all by default."""
+    combine: Literal["geometric", "arithmetic"] = "geometric"
+    """The mean of several targets of logits: of them, or of their probabilities at T."""
+    options: dict[str, Any] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _written(cls, said: Any) -> Any:
+        if isinstance(said, str):
+            said = {said: {}}
+        if not isinstance(said, Mapping) or "name" in said:
+            return said
+        if len(said) != 1:
+            raise ValueError("an objective is written name: {key: value}, such as kd: {weight: 0.9, T: 4}")
+        (name, keys), own = next(iter(said.items())), set(cls.model_fields) - {"name", "options"}
+        if name not in OBJECTIVES:
+            raise ValueError(f"unknown objective {name!r}{nearest(str(name), OBJECTIVES)}")
+        keys, takes = keys or {}, OBJECTIVES[name].options
+        if not isinstance(keys, Mapping):
+            raise ValueError(f"{name} is written {name}: {{key: value}}, such as {name}: {{weight: 0.9}}")
+        for key in keys:
+            if key not in own and key not in takes:
+                raise ValueError(f"{name} has no option {key!r}{nearest(str(key), own | set(takes))}")
+        return {"name": name, "options": {k: v for k, v in keys.items() if k not in own}} | {
+            k: v for k, v in keys.items() if k in own
+        }
+
+    @model_validator(mode="after")
+    def _reads_something(self) -> Objective:
+        known = OBJECTIVES[self.name]
+        if known.reads == "inside" and not self.target:
+            raise ValueError(
+                f"{self.name} compares maps or embeddings: say target: layer3, and student: if its name differs"
+            )
+        if known.reads == "labels" and (self.target or self.student):
+            raise ValueError(f"{self.name} learns from labels, and has no target")
+        if self.mask and "mask" not in known.given():
+            raise ValueError(f"{self.name} takes no mask")
+        if self.stop is not None and self.stop <= self.start:
+            raise ValueError(f"{self.name}: stop={self.stop} is not after start={self.start}")
+        T = self.options.get("T", 1.0)  # noqa: N806 - the field's name
+        if type(T) not in (int, float) or not 0 < T < float("inf"):
+            raise ValueError(f"{self.name}: T: a temperature is finite and above 0, not {T!r}")
+        return self
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The cache's targets that it learns from."""
+        if OBJECTIVES[self.name].reads == "labels":
+            return ()
+        said = self.target or "logits"
+        return (said,) if isinstance(said, str) else said
+
+    @property
+    def read(self) -> tuple[str, ...]:
+        """All that it reads of the cache."""
+        return self.targets + ((self.mask,) if self.mask else ())
+
+    @property
+    def inside(self) -> tuple[str, ...]:
+        """The student's modules that it listens to; none for its logits."""
+        if self.student:
+            return (self.student,) if isinstance(self.student, str) else self.student
+        if OBJECTIVES[self.name].reads != "inside":
+            return ()
+        return tuple(name.removesuffix(".attention") for name in self.targets)
+
+    @property
+    def T(self) -> float:  # noqa: N802 - the field's name
+        """Its temperature, where it has one."""
+        default = inspect.signature(OBJECTIVES[self.name].loss).parameters["T"].default
+        return self.options.get("T", default)
+
+    @property
+    def labelled(self) -> bool:
+        """Does it learn from labels, too?"""
+        known = OBJECTIVES[self.name]
+        return known.reads == "labels" or "labels" in known.given()
+
+    @property
+    def label(self) -> str:
+        """It, in logs and messages: ``kd``, ``hint(layer3)``."""
+        return f"{self.name}({', '.join(self.inside)})" if self.inside else self.name
+
+
+OF_TWO = ("T", "alpha", "target", "combine")  # what says the loss where no objectives do
+
+
 class Config(BaseModel):
-    """How a student is trained. The loss is (1 − alpha) · CE + alpha · KD(T)."""
+    """How a student is trained. The loss is the weighted sum of its ``objectives``; without them (1 − alpha) · CE +
+    alpha · KD(T)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -50,6 +158,11 @@ class Config(BaseModel):
     nesterov: bool = True
     weight_decay: NonNegativeFloat = 5e-4
 
+    clip_norm: PositiveFloat | None = None
+    """The largest norm of the gradient, of the student and of all adapters together."""
+
+    objectives: list[Objective] | None = None
+    """The terms of the loss."""
     T: PositiveFloat = 4.0
     alpha: Fraction = 0.9
     """The weight of KD; 0 trains from labels only, 1 from the teacher only."""
@@ -95,17 +208,47 @@ class Config(BaseModel):
             raise ValueError(f"warmup_epochs={self.warmup_epochs} leaves none of {self.epochs} epochs")
         if not self.target:
             raise ValueError("target names none: logits, or a list such as [0.logits, 1.logits]")
+        if self.objectives is not None:
+            self._check_objectives(self.objectives)
         if self.weights is not None and self.teacher is None:
             raise ValueError("weights are a live teacher's: set teacher too")
         return self
 
+    def _check_objectives(self, objectives: list[Objective]) -> None:
+        if said := sorted(self.model_fields_set & set(OF_TWO)):
+            raise ValueError(
+                f"{', '.join(said)} and objectives: say each in its objective, such as kd: {{T: 4}}"
+            )
+        if not any(o.weight for o in objectives):
+            raise ValueError("objectives: none of them has a weight above 0")
+        labels = [o.label for o in objectives]
+        if twice := [label for label in labels if labels.count(label) > 1]:
+            raise ValueError(f"objectives: {twice[0]} is there twice")
+        late = [o.label for o in objectives if o.start >= self.epochs]
+        if late:
+            raise ValueError(f"objectives: {late[0]} would start after the last of {self.epochs} epochs")
+
+    @property
+    def terms(self) -> list[Objective]:
+        """The objectives; those of weight 0 left out."""
+        asked = self.objectives
+        if asked is None:
+            target = self.target if isinstance(self.target, str) else tuple(self.target)
+            kd = Objective(
+                name="kd", weight=self.alpha, target=target, combine=self.combine, options={"T": self.T}
+            )
+            asked = [Objective(name="ce", weight=1 - self.alpha), kd]
+        return [o for o in asked if o.weight]
+
     @property
     def targets(self) -> list[str]:
-        return [self.target] if isinstance(self.target, str) else self.target
+        """All that is read of the cache."""
+        return list(dict.fromkeys(name for o in self.terms for name in o.read))
 
     def identity(self) -> dict[str, Any]:
         """The options that decide the weights; the others may change when a run is resumed."""
-        return self.model_dump(exclude=set(NO_EFFECT_ON_WEIGHTS))
+        unsaid = {n for n in ("objectives", "clip_norm") if getattr(self, n) is None}
+        return self.model_dump(mode="json", exclude=set(NO_EFFECT_ON_WEIGHTS) | unsaid)
 
 
 def load(path: str | Path, overrides: Iterable[str] = (), flags: Mapping[str, Any] | None = None) -> Config:

@@ -17,20 +17,21 @@ from softcache import canary
 from softcache.cache import Cache
 from softcache.codecs.argmax import Argmax
 from softcache.codecs.topk import TopK
-from softcache.errors import MismatchError, SoftcacheError, SpecError, nearest
+from softcache.errors import MismatchError, SoftcacheError, SpecError
 from softcache.keyed import hash64
 from softcache.source import Source
 from softcache.spec import canonical_json, digest
 from softcache.store import Store
-from softcache.targets import Target
-from softcache_train import checkpoint, online, ranks, students, validation
+from softcache_train import checkpoint, online, ranks, students, terms, validation
 from softcache_train.checkpoint import Checkpoint
-from softcache_train.config import Config
-from softcache_train.loader import Batch, Loader
-from softcache_train.objectives import combine, cross_entropy, kd
+from softcache_train.config import Config, Objective
+from softcache_train.loader import Loader
+from softcache_train.objectives import OBJECTIVES
 from softcache_train.progress import Progress
 from softcache_train.ranks import Ranks
-from softcache_train.targets import BatchTarget, CacheTargets, TargetSource
+from softcache_train.taps import Tapped
+from softcache_train.targets import CacheTargets, TargetSource
+from softcache_train.terms import Distillation
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,8 @@ class TrainingDiverged(SoftcacheError):  # noqa: N818 - named for what it is
 def train(config: Config, cache: Cache, source: Source, *, val_source: Source | None = None) -> Result:
     """Train a student from a cache, or go on with the run in the same folder.
 
-    The loss is (1 − alpha) · CE + alpha · KD(T) (Hinton et al. 2015); where views are mixed, CE is
-    λ of the label's and 1 − λ of the partner's. A run that was stopped and
+    The loss is the weighted sum of the objectives, by default (1 − alpha) · CE + alpha · KD(T) (Hinton et al. 2015); where
+    views are mixed, CE is λ of the label's and 1 − λ of the partner's. A run that was stopped and
     resumed at any step ends with the very weights of one that was not (on one kind of CPU, with as
     many threads). Under torchrun every rank calls this alike; batch norm then sees a rank's share
     of the batch, and rank 0's statistics are kept. Progress goes to stderr. Seeds torch's global
@@ -107,8 +108,9 @@ def _train(
     )
     _check_labels(config, loader, num_classes)
     held_out = validation.load(cache, source, divided, loader.size)
-    optimizer = _optimizer(config, student)
     amp = _autocast_dtype(config, device)
+    whole = _distillation(config, cache, student, loader.size, amp).to(device)
+    optimizer = _optimizer(config, whole)
     scaler = torch.amp.GradScaler(device.type, enabled=amp is torch.float16)
 
     store = Store(config.out or _default_out(config, cache))
@@ -117,12 +119,14 @@ def _train(
         state = Checkpoint(config.identity(), cache.digest, num_classes, input_spec)
     else:
         checkpoint.require_same(state, config.identity(), cache.digest, store.root)
-        checkpoint.restore(store, state, student, optimizer)
+        checkpoint.restore(store, state, student, optimizer, whole.terms)
         scaler.load_state_dict(state.scaler)
     loader.epoch, loader.step = state.epoch, state.step
-    totals = torch.tensor(state.totals, dtype=torch.float64, device=device)  # of CE and KD
+    weights = torch.tensor([o.weight for o in config.terms], device=device)
+    none = torch.zeros(len(weights), dtype=torch.float64, device=device)
+    totals = none + torch.tensor(state.totals or 0, dtype=torch.float64, device=device)  # of each term
     totals *= team.rank == 0  # what was summed before is counted once
-    model = team.parallel(student)
+    model = team.parallel(whole, parts=config.objectives is not None)
 
     progress = Progress(config.epochs, len(loader), config.global_batch, shown=team.rank == 0)
     progress.say(pairing.message)
@@ -139,18 +143,18 @@ def _train(
                 group["lr"] = learning_rate(config, epoch * len(loader) + loader.step - 1, len(loader))
 
             batch = batch.to(device)
-            with torch.autocast(device.type, amp, enabled=amp is not None):
-                logits = model(batch.images)
-            ce = cross_entropy(logits, batch.labels, batch.partner_labels, batch.lam)
-            soft = kd(logits, _soft_target(config, batch), config.T) if config.alpha else 0 * ce
-            loss = (1 - config.alpha) * ce + config.alpha * soft
+            losses = model(batch, epoch, first=loader.step == 1 and _begins(config, epoch))
+            loss = weights @ losses
 
             share = len(batch) / config.global_batch
             optimizer.zero_grad()
             scaler.scale(loss * share * team.world).backward()  # ranks average: weigh by rows
+            if config.clip_norm is not None:
+                scaler.unscale_(optimizer)
+                nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
             scaler.step(optimizer)
             scaler.update()
-            totals += torch.stack([ce, soft]).detach() * share
+            totals += losses.detach() * share
             progress.step(loader.step)
 
             stop = team.any(interrupted.is_set())
@@ -163,17 +167,16 @@ def _train(
                     scaler=scaler.state_dict(),
                 )
                 if team.rank == 0:
-                    checkpoint.save(store, state, student, optimizer)
+                    checkpoint.save(store, state, student, optimizer, whole.terms)
             if stop:
                 progress.say(f"stopped in epoch {epoch + 1} after step {loader.step}")
                 raise KeyboardInterrupt
 
-        ce, soft = (total / len(loader) for total in _finite(team.sum(totals), epoch, store))
+        means = [total / len(loader) for total in _finite(team.sum(totals), epoch, store)]
         entry = {
             "epoch": epoch + 1,
-            "loss": (1 - config.alpha) * ce + config.alpha * soft,
-            "ce": ce,
-            "kd": soft,
+            "loss": sum(o.weight * mean for o, mean in zip(config.terms, means, strict=True)),
+            **{o.label: mean for o, mean in zip(config.terms, means, strict=True)},
             **progress.rates(),
             "top1": validation.accuracy(student, held_out, input_spec, device),
         }
@@ -188,7 +191,7 @@ def _train(
             scaler=scaler.state_dict(),
         )
         if team.rank == 0:
-            checkpoint.save(store, state, student, optimizer)
+            checkpoint.save(store, state, student, optimizer, whole.terms)
 
     return Result(
         out=str(store.root),
@@ -209,11 +212,27 @@ def learning_rate(config: Config, step: int, steps: int) -> float:
     return config.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
 
 
-def _optimizer(config: Config, student: nn.Module) -> torch.optim.Optimizer:
+def _distillation(
+    config: Config, cache: Cache, student: nn.Module, size: tuple[int, int], amp: torch.dtype | None
+) -> Distillation:
+    tapped = Tapped(student, [name for o in config.terms for name in o.inside])
+    device = next(student.parameters()).device
+    return Distillation(
+        tapped, terms.make(config.terms, cache, tapped.shapes(size, device), config.seed), amp
+    )
+
+
+def _begins(config: Config, epoch: int) -> bool:
+    """Is it the first epoch of one of the objectives?"""
+    return any(o.start == epoch for o in config.terms)
+
+
+def _optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
+    """Of the student's weights and the objectives' own."""
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(student.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+        return torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     return torch.optim.SGD(
-        student.parameters(),
+        model.parameters(),
         lr=config.lr,
         momentum=config.momentum,
         nesterov=config.nesterov,
@@ -231,41 +250,40 @@ def _autocast_dtype(config: Config, device: torch.device) -> torch.dtype | None:
 def _target_source(config: Config, cache: Cache, device: torch.device) -> TargetSource:
     if config.teacher is not None:
         return online.load(cache, config.teacher, config.weights, config.targets, str(device))
-    return CacheTargets(cache, config.targets if config.alpha else [])
-
-
-def _soft_target(config: Config, batch: Batch) -> BatchTarget:
-    if len(config.targets) == 1:
-        return batch[config.targets[0]]
-    return combine([batch[name] for name in config.targets], config.T, config.combine)
+    return CacheTargets(cache, config.targets)
 
 
 def _num_classes(config: Config, cache: Cache) -> int:
-    for name in config.targets:
-        if name not in cache.targets:
-            same = [one for one in cache.targets if one.partition(".")[2] == name]  # of several caches
-            hint = f" (did you mean target=[{', '.join(same)}]?)" if same else nearest(name, cache.targets)
-            raise SpecError(f"the cache {cache.path} has no target {name!r}{hint}")
-        if cache.targets[name].kind != "logits":
-            raise SpecError(f"KD learns from logits; the target {name!r} is a {cache.targets[name].kind}")
-    classes = {cache.targets[name].shape[0] for name in config.targets}
+    """How many classes the student tells apart: as many as the logits it learns from, or else as the cache has."""
+    terms.require_targets(config.terms, cache)
+    of_logits = [name for o in config.terms for name in o.targets if cache.targets[name].kind == "logits"]
+    if config.teacher is None:
+        for o in config.terms:
+            _check_kept(o, cache)
+    classes = {cache.targets[name].shape[0] for name in of_logits}
     if len(classes) > 1:
-        raise MismatchError(f"the targets {', '.join(config.targets)} are of different numbers of classes")
-    if config.alpha and config.teacher is None:
-        for name in config.targets:
-            _check_kept(config, cache.targets[name])
+        raise MismatchError(f"the targets {', '.join(of_logits)} are of different numbers of classes")
+    if not classes:
+        classes = {t.shape[0] for t in cache.targets.values() if t.kind == "logits"}
+    if len(classes) != 1 and cache.classes:
+        classes = {len(cache.classes)}
+    if len(classes) != 1:
+        raise SpecError(
+            f"the cache {cache.path} neither holds logits nor names classes: add ce or kd, and what they need"
+        )
     return classes.pop()
 
 
-def _check_kept(config: Config, target: Target) -> None:
+def _check_kept(objective: Objective, cache: Cache) -> None:
     """Refuse before the images are read what the objective would refuse at the first step."""
-    if len(config.targets) > 1 and isinstance(target.codec, TopK | Argmax):
-        raise SpecError(
-            f"the target {target.name!r} holds {target.spec}, and several targets are combined from whole logits: cache "
-            "them with full(u8) or full(f16)"
-        )
-    if isinstance(target.codec, TopK):
-        target.codec.known_tail(target.shape).weights(config.T)
+    for target in (cache.targets[name] for name in objective.targets):
+        if len(objective.targets) > 1 and isinstance(target.codec, TopK | Argmax):
+            raise SpecError(
+                f"the target {target.name!r} holds {target.spec}, and several targets are combined from whole logits: cache "
+                "them with full(u8) or full(f16)"
+            )
+        if isinstance(target.codec, TopK) and "T" in OBJECTIVES[objective.name].options:
+            target.codec.known_tail(target.shape).weights(objective.T)
 
 
 def _check_labels(config: Config, loader: Loader, num_classes: int) -> None:
@@ -274,24 +292,28 @@ def _check_labels(config: Config, loader: Loader, num_classes: int) -> None:
         raise MismatchError(
             f"the source has labels up to {labels.max()} and the teacher {num_classes} classes"
         )
-    if config.alpha < 1 and labels.max() < 0:
-        raise SpecError("the source has no labels: learn from the teacher only with --set alpha=1")
-    if config.alpha < 1 and loader.cache.tiled:
+    if not (ask := [o.label for o in config.terms if o.labelled]):
+        return
+    instead = "--set alpha=1" if config.objectives is None else f"the objectives without {ask[0]}"
+    if labels.max() < 0:
+        raise SpecError(f"the source has no labels: learn from the teacher only with {instead}")
+    if loader.cache.tiled:
         raise SpecError(
             "the cache has mosaics, which show four samples each and have no one label: learn from the teacher only with "
-            "--set alpha=1"
+            f"{instead}"
         )
 
 
 def _smoothing_note(config: Config, cache: Cache) -> str | None:
-    told = (cache.teacher(name).get("label_smoothing") for name in config.targets)
-    smoothing = next((one for one in told if one), None)
-    if not smoothing or not config.alpha or config.T <= 1:
-        return None
-    return (
-        f"NOTE: the teacher was trained with label smoothing {smoothing:g}, which erases what a high T would show of "
-        "its classes' likeness (Müller et al. 2019; Shen et al. 2021 find that one-sided): compare with --set T=1"
-    )
+    for objective in config.terms:
+        told = (cache.teacher(name).get("label_smoothing") for name in objective.targets)
+        smoothing = next((one for one in told if one), None)
+        if smoothing and "T" in OBJECTIVES[objective.name].options and objective.T > 1:
+            return (
+                f"NOTE: the teacher was trained with label smoothing {smoothing:g}, which erases what a high T would show "
+                "of its classes' likeness (Müller et al. 2019; Shen et al. 2021 find that one-sided): compare with --set T=1"
+            )
+    return None
 
 
 def _default_out(config: Config, cache: Cache) -> str:

@@ -48,7 +48,10 @@ class Progress:
         """The line of a finished epoch; see ``history`` in :class:`.checkpoint.Checkpoint`."""
         top1 = "" if entry["top1"] is None else f"  val {entry['top1']:7.2%}"
         rate = f"  {entry['images_per_second']:,.0f} img/s" if "images_per_second" in entry else ""
-        self.say(
-            f"epoch {entry['epoch']:>3}/{self.epochs}  loss {entry['loss']:.4f}  "
-            f"ce {entry['ce']:.4f}  kd {entry['kd']:.4f}{top1}{rate}"
-        )
+        apart = {
+            n: v
+            for n, v in entry.items()
+            if n not in ("epoch", "loss", "step_ms", "images_per_second", "top1")
+        }
+        told = "".join(f"  {name} {value:.4f}" for name, value in apart.items())
+        self.say(f"epoch {entry['epoch']:>3}/{self.epochs}  loss {entry['loss']:.4f}{told}{top1}{rate}")

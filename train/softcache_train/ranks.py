@@ -36,9 +36,9 @@ class Ranks:
             return flag
         return bool(self.sum(torch.tensor(int(flag), device=self.device)))
 
-    def parallel(self, model: nn.Module) -> nn.Module:
-        """The model, its gradients averaged over ranks after every backward pass."""
-        return model if self.world == 1 else DistributedDataParallel(model)
+    def parallel(self, model: nn.Module, parts: bool = False) -> nn.Module:
+        """The model, its gradients averaged over ranks after every backward pass; ``parts`` of it may have none."""
+        return model if self.world == 1 else DistributedDataParallel(model, find_unused_parameters=parts)
 
 
 @contextmanager

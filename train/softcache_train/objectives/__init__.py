@@ -1,7 +1,57 @@
-"""Losses: student output and target → a scalar. One a file."""
+"""Losses: what the student says and what the teacher said → a scalar. One a file, listed in :data:`OBJECTIVES`.
+
+A loss is a function of the student's and the teacher's tensors, or, where it learns or remembers something, a module made
+of their shapes. Its keyword arguments are the keys that a config may give it; those called ``labels``, ``mask``, ``index``
+are given by the batch.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 from softcache_train.objectives.combine import combine
 from softcache_train.objectives.cross_entropy import cross_entropy
 from softcache_train.objectives.kd import kd
 
-__all__ = ["combine", "cross_entropy", "kd"]
+__all__ = ["OBJECTIVES", "Known", "combine", "cross_entropy", "kd"]
+
+OF_BATCH = ("labels", "mask", "index")
+"""What a loss is given of the batch, where it has an argument of that name."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """A loss that a config may name.
+
+    ``reads``: ``labels`` of the batch; ``logits``, a target of class logits; or ``inside``, what a module of the student
+    gives and a target of one of ``kinds``. ``mixes``: does it know what to do with mixed views?
+    """
+
+    loss: Callable[..., Any]
+    reads: str = "logits"
+    kinds: tuple[str, ...] = ("logits",)
+    mixes: bool = True
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """What a config may set."""
+        named = list(inspect.signature(self.loss).parameters)[2:]
+        return () if self.reads == "labels" else tuple(n for n in named if n not in (*OF_BATCH, "samples"))
+
+    @property
+    def has_state(self) -> bool:
+        return inspect.isclass(self.loss)
+
+    def given(self) -> tuple[str, ...]:
+        """Which of :data:`OF_BATCH` it takes."""
+        call = self.loss.forward if self.has_state else self.loss  # pyright: ignore[reportFunctionMemberAccess]
+        return tuple(name for name in OF_BATCH if name in inspect.signature(call).parameters)
+
+
+OBJECTIVES: dict[str, Known] = {
+    "ce": Known(cross_entropy, reads="labels", kinds=()),
+    "kd": Known(kd),
+}

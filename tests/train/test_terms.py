@@ -1,0 +1,215 @@
+"""Objectives in a config: what they read, what they learn themselves, when they count, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+import toys
+from safetensors.torch import load_file
+from softcache_train import config as configs
+from softcache_train import load_student, loop, objectives, terms, train
+from softcache_train.objectives import Known
+from softcache_train.progress import Progress
+from torch import nn
+
+import softcache
+from softcache.errors import MismatchError, SpecError
+
+OPTIONS = {"student": "toys:plain", "epochs": 2, "global_batch": 25, "lr": 0.01, "workers": 0}
+
+
+class Regressed(nn.Module):
+    """A loss with an adapter, as FitNets' hint: mean squared error behind a 1 × 1 convolution."""
+
+    def __init__(self, student_shape, teacher_shape, *, scale=1.0):
+        super().__init__()
+        self.adapter, self.scale = nn.Conv2d(student_shape[0], teacher_shape[0], 1), scale
+
+    def forward(self, student_map, teacher_map):
+        return self.scale * (self.adapter(student_map) - teacher_map).square().mean()
+
+
+def nothing(student_map, teacher_map):
+    return (student_map.detach().mean() - teacher_map.mean()).square()
+
+
+@pytest.fixture(autouse=True)
+def known(monkeypatch):
+    extra = {
+        "regressed": Known(Regressed, reads="inside", kinds=("feature_map", "embedding"), mixes=False),
+        "nothing": Known(nothing, reads="inside", kinds=("feature_map",)),
+    }
+    monkeypatch.setattr(objectives, "OBJECTIVES", objectives.OBJECTIVES | extra)
+    for module in (configs, terms, loop):
+        monkeypatch.setattr(module, "OBJECTIVES", objectives.OBJECTIVES)
+
+
+@pytest.fixture(scope="module")
+def mapped(source, tmp_path_factory):
+    """A cache with logits and a map of (6, 7, 7)."""
+    torch.manual_seed(0)
+    teacher = nn.Sequential(nn.Conv2d(3, 6, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(294, 4))
+    teacher.input_spec = {"size": [toys.SIZE] * 2, "mean": [0.5] * 3, "std": [0.25] * 3}  # pyright: ignore
+    path = tmp_path_factory.mktemp("mapped") / "cache"
+    targets = {"logits": "full(f16)", "0": "f16"}
+    return softcache.build(
+        path,
+        source=source,
+        teacher=teacher,
+        recipe="flip",
+        views=2,
+        targets=targets,
+        batch=16,
+        progress=False,
+    )
+
+
+def run(cache, source, out, **options):
+    return train(configs.check({**OPTIONS, "out": str(out), **options}), cache, source)
+
+
+def weights(out, kind="model"):
+    (path,) = Path(out).glob(f"{kind}-*.safetensors")
+    return load_file(path)
+
+
+HINT = [{"kd": {"weight": 0.5, "T": 2}}, {"regressed": {"weight": 2, "target": "0", "scale": 3}}]
+
+
+def test_objectives_of_a_config_are_what_alpha_and_t_say(cache, source, tmp_path):
+    run(cache, source, tmp_path / "a", alpha=0.7, T=2)
+    both = [{"ce": {"weight": 1 - 0.7}}, {"kd": {"weight": 0.7, "T": 2}}]
+    run(cache, source, tmp_path / "b", objectives=both)
+    a, b = (weights(tmp_path / name) for name in "ab")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_what_an_objective_learns_is_optimised_and_kept_beside_the_student(mapped, source, tmp_path):
+    run(mapped, source, tmp_path / "run", objectives=HINT)
+    own = weights(tmp_path / "run", "terms")
+    assert {n: t.shape for n, t in own.items()} == {
+        "1.loss.adapter.weight": (6, 8, 1, 1),
+        "1.loss.adapter.bias": (6,),
+    }
+    assert set(weights(tmp_path / "run")) == set(toys.plain(4).state_dict())
+    load_student(tmp_path / "run")
+    run(mapped, source, tmp_path / "once", objectives=HINT, epochs=1)
+    earlier = weights(tmp_path / "once", "terms")
+    assert all(not torch.equal(own[name], earlier[name]) for name in own)
+    entry = json.loads((tmp_path / "run" / "checkpoint.json").read_text())["history"][-1]
+    assert entry["loss"] == pytest.approx(0.5 * entry["kd"] + 2 * entry["regressed(0)"])
+
+
+def test_a_run_with_adapters_resumes_to_the_very_same_weights(mapped, source, tmp_path, monkeypatch):
+    run(mapped, source, tmp_path / "whole", objectives=HINT, clip_norm=1.0)
+    step, taken = Progress.step, []
+
+    def stop(self, number):
+        step(self, number)
+        taken.append(number)
+        if len(taken) == 3:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Progress, "step", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(mapped, source, tmp_path / "stopped", objectives=HINT, clip_norm=1.0)
+    run(mapped, source, tmp_path / "stopped", objectives=HINT, clip_norm=1.0)
+    for kind in ("model", "terms"):
+        a, b = (weights(tmp_path / name, kind) for name in ("whole", "stopped"))
+        assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_an_adapter_is_clipped_with_the_student(mapped, source, tmp_path, monkeypatch):
+    seen = []
+    clip = nn.utils.clip_grad_norm_
+    monkeypatch.setattr(
+        nn.utils, "clip_grad_norm_", lambda p, norm: seen.append(len(p := list(p))) or clip(p, norm)
+    )
+    run(mapped, source, tmp_path, objectives=HINT, clip_norm=0.1, epochs=1)
+    assert set(seen) == {len(list(toys.plain(4).parameters())) + 2}
+
+
+def test_an_objective_leaves_the_draws_of_the_student_alone(mapped, source, tmp_path):
+    """Same seed, same student: what is compared is paired."""
+    made = []
+    for objectives_ in ([{"kd": {}}], HINT):
+        torch.manual_seed(0)
+        config = configs.check({**OPTIONS, "objectives": objectives_})
+        student = toys.plain(4)
+        loop._distillation(config, mapped, student, (16, 16), None)
+        made.append((student.state_dict(), torch.rand(1)))
+    (a, x), (b, y) = made
+    assert torch.equal(x, y) and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_stages(mapped, source, tmp_path):
+    """FitNets: the hint first, then the teacher's answers."""
+    two = [{"regressed": {"target": "0", "stop": 1}}, {"kd": {"start": 1}}]
+    run(mapped, source, tmp_path, objectives=two)
+    first, second = json.loads((tmp_path / "checkpoint.json").read_text())["history"]
+    assert first["kd"] == second["regressed(0)"] == 0
+    assert first["regressed(0)"] > 0 and second["kd"] > 0
+
+
+def test_an_objective_that_teaches_nothing_is_an_error(mapped, source, tmp_path):
+    with pytest.raises(MismatchError, match=r"nothing\(0\) is .* moves none of the student's weights"):
+        run(mapped, source, tmp_path, objectives=[{"ce": {}}, {"nothing": {"target": "0"}}])
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        (
+            [{"kd": {"target": "layer9"}}],
+            r"no target 'layer9' .it has .*softcache extend .* --target layer9=CODEC",
+        ),
+        ([{"kd": {"target": "0"}}], "kd learns from logits; the target '0' is a feature_map"),
+        (
+            [{"regressed": {"target": "logits"}}],
+            "learns from feature map or embedding; the target 'logits' is a logits",
+        ),
+        ([{"regressed": {"target": "0", "student": "9"}}], "student has no module '9'"),
+    ],
+)
+def test_what_the_cache_or_student_cannot_give_is_refused(mapped, source, tmp_path, asked, says):
+    with pytest.raises(SpecError, match=says):
+        run(mapped, source, tmp_path, objectives=asked)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"objectives": [{"kdd": {}}]}, "unknown objective 'kdd' .did you mean 'kd'"),
+        ({"objectives": [{"kd": {"temperature": 2}}]}, "kd has no option 'temperature'"),
+        ({"objectives": [{"kd": {"T": 0}}]}, "a temperature is finite and above 0"),
+        ({"objectives": [{"kd": {"T": "hot"}}]}, "a temperature is finite and above 0"),
+        ({"objectives": [{"kd": {"weight": -1}}]}, "weight: "),
+        ({"objectives": [{"kd": {"weight": 0}}]}, "none of them has a weight above 0"),
+        ({"objectives": []}, "none of them has a weight above 0"),
+        ({"objectives": [{"kd": {}}, "kd"]}, "kd is there twice"),
+        ({"objectives": [{"kd": {}, "ce": {}}]}, "an objective is written name: "),
+        ({"objectives": [{"kd": 3}]}, "kd is written kd: "),
+        ({"objectives": ["kd"], "alpha": 0.5}, "alpha and objectives"),
+        ({"objectives": [{"regressed": {}}]}, "say target: layer3"),
+        ({"objectives": [{"ce": {"target": "logits"}}]}, "ce learns from labels, and has no target"),
+        ({"objectives": [{"kd": {"mask": "a"}}]}, "kd takes no mask"),
+        ({"objectives": [{"kd": {"start": 2, "stop": 1}}]}, "stop=1 is not after start=2"),
+        ({"objectives": [{"kd": {"start": 2}}]}, "kd would start after the last of 2 epochs"),
+    ],
+)
+def test_a_config_that_makes_no_sense_is_refused(options, says):
+    with pytest.raises(SpecError, match=says):
+        configs.check({**OPTIONS, **options})
+
+
+def test_mixed_views_are_refused_by_what_cannot_take_them(source, tmp_path):
+    mixed = toys.build(
+        tmp_path / "mixed", source, views=2, recipe="mixup(0.5)", targets={"logits:embedding": "f16"}
+    )
+    asked = configs.check({**OPTIONS, "objectives": [{"regressed": {"target": "logits", "student": "2"}}]})
+    with pytest.raises(SpecError, match=r"one image with one label, and the views of .* are mixed"):
+        terms.require_targets(asked.terms, mixed)

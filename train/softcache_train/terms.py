@@ -1,0 +1,168 @@
+"""The terms of a run's loss: objectives with a weight, bound to what they read of the student and of the batch."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from softcache.cache import Cache
+from softcache.errors import MismatchError, SoftcacheError, SpecError, suggest
+from softcache.keyed import hash64
+from softcache_train.config import Objective
+from softcache_train.loader import Batch
+from softcache_train.objectives import OBJECTIVES, combine
+from softcache_train.taps import Seen, Tapped
+from softcache_train.targets import BatchTarget, Dense, Parts
+
+Shape = tuple[int, ...]
+
+
+class Term(nn.Module):
+    """One objective: what of the student, against which target, and what it learns itself (adapters, a memory)."""
+
+    def __init__(self, asked: Objective, cache: Cache, shapes: Mapping[str, Shape]):
+        super().__init__()
+        self.asked, self.known = asked, OBJECTIVES[asked.name]
+        self.loss: Callable[..., Tensor] = self._made(cache, shapes)
+
+    def _made(self, cache: Cache, shapes: Mapping[str, Shape]) -> Callable[..., Tensor]:
+        if not self.known.has_state:
+            return partial(self.known.loss, **self.asked.options)
+        theirs = [cache.targets[name].shape for name in self.asked.targets]
+        ours = [shapes[name] for name in self.asked.inside]
+        more = (
+            {"samples": cache.samples} if "samples" in inspect.signature(self.known.loss).parameters else {}
+        )
+        return self.known.loss(_one_or_all(ours), _one_or_all(theirs), **more, **self.asked.options)
+
+    def forward(self, seen: Seen, batch: Batch) -> Tensor:
+        if self.known.reads == "labels":
+            return self.known.loss(seen.logits, batch.labels, batch.partner_labels, batch.lam)
+        return self.loss(self._student(seen), self._teacher(batch), **self._given(batch))
+
+    def _student(self, seen: Seen) -> Any:
+        if not self.asked.inside:
+            return seen.logits
+        found = [seen.inside[name] for name in self.asked.inside]
+        return _one_or_all([x.to(torch.promote_types(x.dtype, torch.float32)) for x in found])
+
+    def _teacher(self, batch: Batch) -> Any:
+        said = [batch[name] for name in self.asked.targets]
+        if self.known.reads == "logits":
+            return (
+                said[0]
+                if len(said) == 1
+                else combine(said, self.asked.options.get("T", 1.0), self.asked.combine)
+            )
+        return _one_or_all([_tensor(one) for one in said])
+
+    def _given(self, batch: Batch) -> dict[str, Tensor]:
+        takes, found = self.known.given(), {}
+        if "labels" in takes:
+            found["labels"] = batch.labels
+        if "index" in takes:
+            found["index"] = torch.from_numpy(batch.index).to(batch.labels.device)
+        if "mask" in takes and self.asked.mask:
+            found["mask"] = _tensor(batch[self.asked.mask])
+        return found
+
+
+class Distillation(nn.Module):
+    """A student and the terms of its loss, as one module: what a process group averages and an optimizer moves."""
+
+    def __init__(self, student: Tapped, terms: Iterable[Term], amp: torch.dtype | None = None):
+        super().__init__()
+        self.student = student
+        self.terms = nn.ModuleList(terms)
+        self._amp = amp
+
+    def forward(self, batch: Batch, epoch: int, first: bool = False) -> Tensor:
+        """Each term's loss, unweighted, (terms,); 0 of those whose turn is not in this epoch. With ``first``, a term that
+        teaches nothing is a :class:`MismatchError`."""
+        kind = batch.images.device.type
+        with torch.autocast(kind, self._amp) if self._amp else nullcontext():
+            seen = self.student(batch.images)
+        losses = []
+        for term in self.terms:
+            assert isinstance(term, Term)
+            on = term.asked.start <= epoch and (term.asked.stop is None or epoch < term.asked.stop)
+            loss = term(seen, batch) if on else seen.logits.sum() * 0
+            if on and first:
+                self._require_lesson(term, loss)
+            losses.append(loss.to(torch.promote_types(loss.dtype, torch.float32)))
+        return torch.stack(losses)
+
+    def _require_lesson(self, term: Term, loss: Tensor) -> None:
+        learns = [p for p in self.student.parameters() if p.requires_grad]
+        slopes = (
+            torch.autograd.grad(loss, learns, retain_graph=True, allow_unused=True)
+            if loss.requires_grad
+            else ()
+        )
+        if not any(bool(slope.any()) for slope in slopes if slope is not None):
+            raise MismatchError(
+                f"the objective {term.asked.label} is {float(loss):g} for the first batch and moves none of the student's "
+                "weights: is its target constant, or what it reads of the student fixed?"
+            )
+
+
+def make(objectives: Iterable[Objective], cache: Cache, shapes: Mapping[str, Shape], seed: int) -> list[Term]:
+    """The terms, their adapters drawn anew: each from a stream of its own, so that none changes the student's."""
+    made = []
+    for i, asked in enumerate(objectives):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(hash64("term", seed, i))
+            try:
+                made.append(Term(asked, cache, shapes))
+            except SoftcacheError as e:
+                raise type(e)(f"objective {asked.label}: {e}") from e
+    return made
+
+
+def require_targets(objectives: Iterable[Objective], cache: Cache) -> None:
+    """Raise :class:`SpecError` for what the cache cannot give: a target that is not there or of another kind, views that an
+    objective does not understand."""
+    for asked in objectives:
+        known = OBJECTIVES[asked.name]
+        for name in asked.read:
+            if name not in cache.targets:
+                raise SpecError(
+                    f"the cache {cache.path} has no target {name!r}{_instead(name, cache)}, which {asked.label} learns from"
+                )
+        for name in asked.targets:
+            kind = cache.targets[name].kind
+            if kind not in known.kinds:
+                what = " or ".join(k.replace("_", " ") for k in known.kinds)
+                raise SpecError(f"{asked.name} learns from {what}; the target {name!r} is a {kind}")
+        if not known.mixes and (cache.mixed or cache.tiled):
+            raise SpecError(
+                f"{asked.label} is of one image with one label, and the views of {cache.path} are mixed: build a cache "
+                "without mixup, cutmix or mosaic for it"
+            )
+
+
+def _instead(name: str, cache: Cache) -> str:
+    same = [one for one in cache.targets if one.partition(".")[2] == name]  # of several caches
+    if same:
+        return f" (did you mean target=[{', '.join(same)}]?)"
+    return suggest(name, cache.targets) or (
+        f" (it has {', '.join(cache.targets)}; softcache extend {cache.path} --target {name}=CODEC adds it)"
+    )
+
+
+def _tensor(target: BatchTarget) -> Tensor:
+    if isinstance(target, Dense):
+        return target.values
+    if isinstance(target, Parts):
+        return target.values["spatial"]
+    raise MismatchError(f"this loss takes tensors, not a {type(target).__name__}")
+
+
+def _one_or_all(found: list[Any]) -> Any:
+    return found[0] if len(found) == 1 else tuple(found)
