@@ -51,15 +51,17 @@ def block_arrays(
         for field in target.fields:
             axes = tuple(f"axis_{i}" for i in range(len(field.shape)))
             path = f"targets/{target.name}/{field.name}"
-            found.append(_block_array(path, field.dtype, field.shape, axes, grid))
+            found.append(_block_array(path, field.dtype, field.shape, axes, grid, field.plain))
     return sorted(found, key=lambda a: a.path)
 
 
-def _block_array(path: str, dtype: str, row: tuple[int, ...], axes: tuple[str, ...], grid: Grid) -> Array:
+def _block_array(
+    path: str, dtype: str, row: tuple[int, ...], axes: tuple[str, ...], grid: Grid, plain: bool = False
+) -> Array:
     shape = (grid.views, grid.samples, *row)
     if prod(row) > _MOST_VALUES:
         raise DamageError(f"{path} has rows of {prod(row):,} values; a row holds up to {_MOST_VALUES:,}")
-    return Array(path, dtype, shape, (1, grid.block_rows, *row), ("view", "sample", *axes))
+    return Array(path, dtype, shape, (1, grid.block_rows, *row), ("view", "sample", *axes), plain=plain)
 
 
 def constant(path: str, shape: tuple[int, ...], dtype: str) -> Array:

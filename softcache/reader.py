@@ -2,7 +2,7 @@
 
 Why our own: shuffled rows cost zarr-python about 100 µs each (docs/benchmarks.md). Here small fields of a target are
 interleaved once a view into one record a row, so that a shuffled batch is one ``np.take``; big fields are decoded by
-threads, row by row, into a buffer that is used again.
+threads, or copied where they are plain, row by row, into a buffer that is used again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from softcache.block import Block, Grid
 from softcache.codecs import Fields
 from softcache.errors import StoreError
 from softcache.store import Store
-from softcache.zarrfile import Array, Sharded, map_plain
+from softcache.zarrfile import BIG_ROW, Array, Sharded, map_plain
 
 SLAB_BYTES = 1 << 30  # records of a view larger than this are gathered file by file
 _OPEN_FILES = 4096  # at most; and no more than a quarter of what the process may open
@@ -33,7 +33,8 @@ class _Group:
 
     def __init__(self, arrays: dict[str, Array]):
         self.big = {f: a for f, a in arrays.items() if a.big}
-        self.small = {f: a for f, a in arrays.items() if not a.big}
+        self.wide = {f: a for f, a in arrays.items() if not a.big and a.row_bytes >= BIG_ROW}
+        self.small = {f: a for f, a in arrays.items() if a.row_bytes < BIG_ROW}
         self.record = np.dtype([(f, a.dtype, a.row) for f, a in self.small.items()])
 
 
@@ -41,7 +42,7 @@ class Shards(Protocol):
     """Where the rows of an array in one block lie."""
 
     def open(self, array: Array, block: Block) -> Any:
-        """They, mapped: ``(rows, *row)`` of small rows; of big ones an object with :meth:`Sharded.read`."""
+        """They, mapped: ``(rows, *row)`` of plain rows; of big ones an object with :meth:`Sharded.read`."""
         ...
 
 
@@ -83,6 +84,7 @@ class Reader:
         """
         group = self._groups[path]
         found: Fields = {f: self._big(a, view, positions) for f, a in group.big.items()}
+        found |= {f: self._wide(a, view, positions) for f, a in group.wide.items()}
         if group.small:
             fits = slab and self._grid.samples * group.record.itemsize <= SLAB_BYTES
             rows = (
@@ -144,6 +146,14 @@ class Reader:
             parts = [jobs[i::_THREADS] for i in range(_THREADS)]
             for done in [self._pool.submit(_decode, part) for part in parts]:
                 done.result()
+        return out
+
+    def _wide(self, array: Array, view: int, positions: np.ndarray) -> np.ndarray:
+        blocks, rows = (part.tolist() for part in np.divmod(positions, self._grid.block_rows))
+        files = {index: self._file(array, view, index) for index in dict.fromkeys(blocks)}
+        out = self._buffer(array, len(positions))
+        for place, index, row in zip(range(len(out)), blocks, rows, strict=True):
+            out[place] = files[index][row]
         return out
 
     def _buffer(self, array: Array, rows: int) -> np.ndarray:

@@ -1,8 +1,9 @@
 """Rows ↔ files of a Zarr v3 group, with the codecs of the Zarr v3 specification only.
 
-Small rows: one plain chunk a file (``bytes``, ``crc32c``), mapped. Big rows: ``sharding_indexed``, one row an
-inner chunk (``bytes``, ``zstd`` level 1, ``crc32c``). zarr-python reads both; we write and read them ourselves
-(why: docs/design.md). Everything raises :class:`DamageError` on bytes that are not what they should be.
+Small rows, and those that are to stay plain: one plain chunk a file (``bytes``, ``crc32c``), mapped. Big rows:
+``sharding_indexed``, one row an inner chunk (``bytes``, ``zstd`` level 1, ``crc32c``). zarr-python reads both; we write
+and read them ourselves (why: docs/design.md). Everything raises :class:`DamageError` on bytes that are not what they
+should be.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class Array:
         chunk: one file, e.g. ``(1, block_rows, *row)``.
         axes: names of the dimensions.
         lead: how many leading axes number rows (2 for (view, sample), 1 for constants).
+        plain: is it stored as it is, however large its rows?
     """
 
     path: str
@@ -52,6 +54,7 @@ class Array:
     chunk: tuple[int, ...]
     axes: tuple[str, ...]
     lead: int = 2
+    plain: bool = False
 
     def __post_init__(self) -> None:
         if self.dtype not in _DTYPES:
@@ -72,7 +75,8 @@ class Array:
 
     @cached_property
     def big(self) -> bool:
-        return self.lead == 2 and self.row_bytes >= BIG_ROW
+        """Is every row compressed by itself?"""
+        return self.lead == 2 and self.row_bytes >= BIG_ROW and not self.plain
 
     def file(self, *cell: int) -> str:
         """The name of the file at this cell of the chunk grid; trailing axes are not cut."""
@@ -243,7 +247,7 @@ class Sharded:
         """Decode one row into ``out``: C-contiguous, the array's dtype and row shape. Safe in threads."""
         from numcodecs import zstd  # pyright: ignore[reportAttributeAccessIssue]
 
-        offset, size = map(int, self._index[row])
+        offset, size = self._index[row].tolist()
         if offset + size > self._end or size <= _CRC:
             raise DamageError(f"{self.path}: row {row} is missing or lies outside the file")
         body = _checked(self._data[offset : offset + size], self.path, f"row {row}")

@@ -68,7 +68,7 @@ def codec(spec, shape, layout):  # a row's fields, name → (dtype, shape); what
 
 class Cache:
     def __init__(self, folder):
-        self.folder, self.files, self.fields, self.targets = pathlib.Path(folder), {}, {}, {}
+        self.folder, self.files, self.fields, self.targets, self.plain = pathlib.Path(folder), {}, {}, {}, ()
         self.manifest = json.loads((self.folder / "softcache.json").read_bytes())
         rest = {key: value for key, value in self.manifest.items() if key != "digest"}
         text = json.dumps(rest, sort_keys=True, separators=(",", ":"), ensure_ascii=False) + "\n"
@@ -91,6 +91,7 @@ class Cache:
         for name, target in identity["targets"].items():
             found, *self.targets[name] = codec(target["codec"], tuple(target["shape"]), target.get("layout"))
             fields |= {f"targets/{name}/{field}": what for field, what in found.items()}
+            self.plain += (f"targets/{name}/",) * target["codec"].endswith("|plain")
         self.fields |= fields
         self.files |= {path + "/c" + ".0" * len(one["shape"]): one for path, one in part["constants"].items()}
         self.files |= {f"{receipts}identity.json": part["identity_file"], f"{home}files.bin": part["files"]}
@@ -98,9 +99,8 @@ class Cache:
             for block in range(-(-self.grid["samples"] // self.grid["block_rows"])):
                 paths += [f"{a}/c.{view}.{block}" + ".0" * len(fields[a][1]) for a in sorted(fields)]
                 paths += [f"{receipts}v{view:04}-b{block:06}.json"]
-        table = np.frombuffer(self.file(f"{home}files.bin"), "V32, <u8")
-        for path, (digest, size) in zip(paths, table, strict=True):
-            self.files[path] = {"sha256": digest.tobytes().hex(), "bytes": size}
+        table = np.frombuffer(self.file(f"{home}files.bin"), "V32, <u8").tolist()
+        self.files |= {p: {"sha256": d.hex(), "bytes": n} for p, (d, n) in zip(paths, table, strict=True)}
 
     def file(self, path):
         data, known = (self.folder / path).read_bytes(), self.files[path]
@@ -121,7 +121,7 @@ class Cache:
         for array in [array for array in self.fields if array.startswith(folder)]:
             row = np.dtype(self.fields[array])
             data = self.file(f"{array}/c.{view}.{block}" + ".0" * len(row.shape))
-            if row.itemsize < 4096:
+            if row.itemsize < 4096 or array.startswith(self.plain):
                 data = unsealed(data)[place * row.itemsize : (place + 1) * row.itemsize]
             else:
                 start, size = np.frombuffer(unsealed(data[-16 * block_rows - 4 :]), "<u8, <u8")[place]

@@ -60,6 +60,7 @@ __all__ = [
     "SparseLogits",
     "is_boxed",
     "is_labelled",
+    "is_plain",
     "parse",
 ]
 
@@ -99,6 +100,9 @@ CODECS: dict[str, type[Codec]] = {
 # What may stand in front of a codec of maps, as in ``pool(2)|int8``.
 STEPS: dict[str, type[Pool]] = {"pool": Pool}
 
+# What may stand behind any codec: its fields are stored as they are, however large, and never compressed.
+PLAIN = spec.Call("plain")
+
 
 @dataclass(frozen=True)
 class Named:
@@ -108,10 +112,16 @@ class Named:
     codec: Codec
 
 
+def is_plain(text: str) -> bool:
+    """Does a canonical spec string end with ``|plain``?"""
+    return text.endswith(f"|{PLAIN}")
+
+
 def parse(text: str) -> Named:
-    """``"full(u8)"``, ``"pool(2)|int8"`` → the codec. Raises :class:`SpecError` naming the nearest known word."""
+    """``"full(u8)"``, ``"pool(2)|int8"``, ``"f16|plain"`` → the codec. Raises :class:`SpecError` naming the nearest known
+    word."""
     calls = spec.parse(text)
-    *steps, last = calls
+    *steps, last = calls[:-1] if calls[1:] and calls[-1] == PLAIN else calls
     if last.name in STEPS:
         raise SpecError(f"codec {text!r} says what is kept and not how: say {last}|int8 or {last}|f16")
     codec = spec.construct(last, CODECS, "codec")

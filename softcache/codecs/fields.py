@@ -13,11 +13,13 @@ Fields = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Field:
-    """One field of a row: ``dtype`` is a numpy name (``float16``, ``uint8``), little-endian on disk."""
+    """One field of a row: ``dtype`` is a numpy name (``float16``, ``uint8``), little-endian on disk. A ``plain`` one is not
+    compressed, however large it is."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
+    plain: bool = False
 
 
 def half_up(x: np.ndarray) -> np.ndarray:

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
 
 from softcache import codecs
-from softcache.codecs import Codec, Field, Fields, HardLabels, Objects, SparseLogits, is_boxed
+from softcache.codecs import Codec, Field, Fields, HardLabels, Objects, SparseLogits, is_boxed, is_plain
 from softcache.codecs.attention import Attention
 from softcache.codecs.items import All
 from softcache.errors import CodecError, MismatchError, SoftcacheError, SpecError, TeacherError, nearest
@@ -145,7 +145,8 @@ class Target:
 
     @property
     def fields(self) -> tuple[Field, ...]:
-        return self.codec.fields(self.shape)
+        found = self.codec.fields(self.shape)
+        return tuple(replace(f, plain=True) for f in found) if is_plain(self.spec) else found
 
     @property
     def law(self) -> str:
