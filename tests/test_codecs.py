@@ -43,6 +43,8 @@ SPARSE = [
 PARTS = [
     "attention",
     "attention(1.5)",
+    "strength",
+    "strength(1)",
     "foreground(200)",
 ]  # likewise test_map_codecs.py and test_foreground.py
 ITEMS = ["all", "all(logits=f16)", "top(3)", "top(3, background=2, logits=f16)"]  # and test_items.py theirs

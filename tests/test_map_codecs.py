@@ -13,7 +13,8 @@ from hypothesis.extra.numpy import arrays
 from softcache import codecs
 from softcache.codecs.attention import Attention, AttentionMap
 from softcache.codecs.pool import Pool, Pooled
-from softcache.errors import CodecError, MismatchError, TeacherError
+from softcache.codecs.strength import Strength
+from softcache.errors import CodecError, MismatchError, SpecError, TeacherError
 from softcache.targets import KINDS, Target, request, requests, taps
 
 maps = st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 7), st.integers(1, 7)).flatmap(
@@ -114,6 +115,42 @@ def test_attention_does_not_overflow(size: float):
 def test_what_attention_cannot_hold_is_refused(shape: tuple[int, ...]):
     with pytest.raises(CodecError, match="attention is of maps"):
         Attention().fields(shape)
+
+
+# -- strength --------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=60)
+@given(values=maps, p=st.sampled_from([1, 2, 3.0]))
+def test_strength_is_what_attention_transfer_compares(values: np.ndarray, p: float):
+    codec, shape = Strength(p), values.shape[1:]
+    fields = codec.encode(values)
+    kept, bound = codec.decode(fields, shape).values, codec.bound(fields, shape)
+    for row, feature in enumerate(values.astype(np.float64)):
+        q = sum(np.abs(channel) ** p for channel in feature) / len(feature)
+        norm = np.sqrt((q**2).sum())
+        wanted = q / norm if norm > 1e-30 else np.zeros_like(q)
+        assert norm <= 1e-30 or (np.abs(kept[row] - wanted) <= bound[row] + 1e-6).all()
+    assert kept.dtype == np.float32 and fields["value"].shape == (len(values), *shape[1:])
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-30, 1e4, 3e38])
+def test_strength_does_not_overflow(size: float):
+    values = np.full((1, 3, 4, 4), size, np.float32)
+    kept = Strength(3).decode(Strength(3).encode(values), (3, 4, 4)).values
+    assert kept == pytest.approx(0.25 if size else 0)
+
+
+def test_strength_is_of_a_map_and_does_not_move():
+    target = request("layer3.strength=strength").resolve((4, 2, 5))
+    assert (target.kind, target.law, target.tap) == ("attention_map", "view-locked", "layer3")
+    assert Target.from_identity("layer3.strength", target.identity()) == target
+    batch = target.wrap(np.ones((3, 4, 2, 5), np.float32))
+    assert batch.values.shape == batch.arrays().shape == (3, 2, 5) and batch[1].values.shape == (2, 5)
+    with pytest.raises(CodecError, match="strength is of maps"):
+        Strength().fields((7,))
+    with pytest.raises(SpecError, match="p must be a number above 0"):
+        Strength(0)
 
 
 def test_the_suffix_names_the_map_it_is_of():

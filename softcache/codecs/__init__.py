@@ -9,9 +9,10 @@ A codec is a frozen dataclass whose spec string is its constructor call. It has
 - ``encode(values)``: float32 ``(n, *shape)`` → ``{field: (n, *field shape)}``;
 - ``decode(fields, shape)``: the inverse, float32 ``(n, *shape)``; from those that keep less than every value, or keep
   it in parts, an object of their own: :class:`SparseLogits`, :class:`SampledLogits`, :class:`HardLabels`,
-  :class:`Items`, :class:`AttentionMap`;
+  :class:`Items`, :class:`AttentionMap`, :class:`StrengthMap`;
 - ``bound(fields, shape)``: the largest absolute error of each value that is kept, broadcastable to ``(n, *shape)`` (where
   what is decoded has parts: by part);
+- ``suffix``, where it makes another target of the teacher's: ``layer3.strength`` is of ``layer3``;
 - ``exact(values)``, where what is decoded has another form than the teacher's rows: those rows in that form, unrounded;
 - ``boxed = True``, where it asks what a view shows: ``encode(values, objects)`` is then given an :class:`Objects` of each
   row (of rows without an image an empty one), and a source without boxes is refused; ``labelled = True``, where it
@@ -41,6 +42,7 @@ from softcache.codecs.packed import Packed
 from softcache.codecs.pool import Pool, Pooled
 from softcache.codecs.sample import Sample, SampledLogits
 from softcache.codecs.sign import Sign
+from softcache.codecs.strength import Strength, StrengthMap
 from softcache.codecs.topk import SparseLogits, TopK
 from softcache.errors import SpecError
 
@@ -58,13 +60,14 @@ __all__ = [
     "Objects",
     "SampledLogits",
     "SparseLogits",
+    "StrengthMap",
     "is_boxed",
     "is_labelled",
     "is_plain",
     "parse",
 ]
 
-Decoded = np.ndarray | SparseLogits | SampledLogits | HardLabels | Items | AttentionMap
+Decoded = np.ndarray | SparseLogits | SampledLogits | HardLabels | Items | AttentionMap | StrengthMap
 
 
 class Codec(Protocol):
@@ -92,6 +95,7 @@ CODECS: dict[str, type[Codec]] = {
     "packed": Packed,
     "sample": Sample,
     "sign": Sign,
+    "strength": Strength,
     "top": Top,
     "topk": TopK,
 }

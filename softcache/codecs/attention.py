@@ -37,6 +37,7 @@ class Attention:
     version: ClassVar[int] = 1
     kinds: ClassVar[tuple[str, ...]] = ("attention_map",)
     limit: ClassVar[float] = float(np.finfo(np.float32).max)
+    suffix: ClassVar[str] = ".attention"
 
     def __post_init__(self) -> None:
         if type(self.tau) not in (int, float) or self.tau <= 0:

@@ -37,6 +37,9 @@ _FORMULAS = {
         f"value; -step * tail: at the temperatures T = {', '.join(f'{t:g}' for t in codec.at)} the soft mean of all "
         "other logits, T * log(mean(exp(z / T))), less the largest logit"
     ),
+    "Strength": lambda codec: (
+        f"value (height, width): mean over the channels of the teacher's map's |x| ** {codec.p:g}, divided by its L2 norm"
+    ),
     "Attention": lambda codec: (
         "spatial (height, width) and channel (channels): attention of the teacher's map by FGD (Yang et al. 2022), each of "
         "mean 1"

@@ -17,7 +17,6 @@ import numpy as np
 
 from softcache import codecs
 from softcache.codecs import Codec, Field, Fields, HardLabels, Objects, SparseLogits, is_boxed, is_plain
-from softcache.codecs.attention import Attention
 from softcache.codecs.items import All
 from softcache.errors import CodecError, MismatchError, SoftcacheError, SpecError, TeacherError, nearest
 from softcache.targets.attention_map import AttentionMapKind
@@ -123,7 +122,7 @@ class Request:
                 f"the target {self.name!r} is of many items: say of which kind, such as {self.name}:{of_items[0]}="
                 f"{self.codec.spec} (known: {', '.join(of_items)})"
             )
-        if isinstance(self.codec.codec, Attention):
+        if "attention_map" in self.codec.codec.kinds:
             return "attention_map"
         if is_logits(self.name):
             return "logits"
@@ -212,7 +211,7 @@ class Target:
 
 def _tap(name: str, codec: Codec) -> str:
     """``p3.attention`` is of the map ``p3``, which may be asked for too."""
-    return name.removesuffix(".attention") if isinstance(codec, Attention) else name
+    return name.removesuffix(getattr(codec, "suffix", ""))
 
 
 def taps(targets: Iterable[Request | Target]) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from softcache.codecs.attention import AttentionMap
+from softcache.codecs.strength import StrengthMap
 
 
 class AttentionMapKind:
@@ -14,5 +15,5 @@ class AttentionMapKind:
     def accepts(self, shape: tuple[int, ...]) -> bool:
         return len(shape) == 3
 
-    def wrap(self, values: AttentionMap) -> AttentionMap:
+    def wrap(self, values: AttentionMap | StrengthMap) -> AttentionMap | StrengthMap:
         return values

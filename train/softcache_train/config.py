@@ -113,7 +113,7 @@ class Objective(BaseModel):
             return (self.student,) if isinstance(self.student, str) else self.student
         if OBJECTIVES[self.name].reads != "inside":
             return ()
-        return tuple(name.removesuffix(".attention") for name in self.targets)
+        return tuple(name.removesuffix(".attention").removesuffix(".strength") for name in self.targets)
 
     @property
     def T(self) -> float:  # noqa: N802 - the field's name
