@@ -14,9 +14,25 @@ from typing import Any
 
 from softcache_train.objectives.combine import combine
 from softcache_train.objectives.cross_entropy import cross_entropy
+from softcache_train.objectives.dist import dist
+from softcache_train.objectives.dkd import dkd
+from softcache_train.objectives.hard import hard
 from softcache_train.objectives.kd import kd
+from softcache_train.objectives.logits_mse import logits_mse
+from softcache_train.objectives.probs_mse import probs_mse
 
-__all__ = ["OBJECTIVES", "Known", "combine", "cross_entropy", "kd"]
+__all__ = [
+    "OBJECTIVES",
+    "Known",
+    "combine",
+    "cross_entropy",
+    "dist",
+    "dkd",
+    "hard",
+    "kd",
+    "logits_mse",
+    "probs_mse",
+]
 
 OF_BATCH = ("labels", "mask", "index")
 """What a loss is given of the batch, where it has an argument of that name."""
