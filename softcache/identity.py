@@ -107,12 +107,13 @@ class TeacherId(Model):
     ``answer``: mean and standard deviation of each target's answer to one picture of noise, so that changed code does
     not pass for the same teacher; None for a callable that names its weights.
     ``members``: those of an ensemble; its ``weights`` is a digest of theirs, its ``input_spec`` the first one's.
+    ``parent``: the cache that its weights were learned from, a sha256, where the file of a student says so.
     ``flip_tta``: logits are the mean over an image and its mirror image. ``columns``: where the cache's classes were among
     its own, when their order differs. ``label_smoothing``: ε of its training, where that is known. ``head``: of an ONNX
     graph, what its ``detections`` were read from.
     """
 
-    ADDED = frozenset({"members", "flip_tta", "columns", "label_smoothing", "head"})
+    ADDED = frozenset({"members", "flip_tta", "columns", "label_smoothing", "head", "parent"})
 
     name: str
     weights: Sha | None
@@ -127,11 +128,12 @@ class TeacherId(Model):
     columns: Many[Count] | None = None
     label_smoothing: FiniteFloat | None = None
     head: str | None = None
+    parent: Sha | None = None
 
     def unlike(self, other: TeacherId) -> list[tuple[str, Any, Any]]:
         """Where another is another teacher, or the same one run otherwise: :func:`differences`. Neither the processor counts
-        nor the file's format, nor ``answer``, which is of the targets that were asked for."""
-        beside = {"processor", "weights_format", "answer"}
+        nor the file's format and origin, nor ``answer``, which is of the targets that were asked for."""
+        beside = {"processor", "weights_format", "answer", "parent"}
         mine, theirs = (one.model_dump(mode="json", exclude=beside) for one in (self, other))
         for one in (mine, theirs):
             for member in one.get("members") or ():

@@ -39,6 +39,8 @@ def _teacher(who: TeacherId) -> Iterator[str]:
     yield _weights(who.weights, who.weights_format)
     yield f"precision {code(who.precision)}, processor {code(who.processor)}, batches of {who.batch:,}"
     yield _input(who.input_spec)
+    if who.parent:
+        yield f"it learned from the cache {code(who.parent)}"
     if who.flip_tta:
         yield "logits are the mean over each view and its mirror image"
     if who.columns:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from typing import Any
 
 from softcache.errors import TeacherError, nearest
@@ -11,7 +12,9 @@ from softcache.teachers.wrap import wrap
 
 
 def load(spec: str, options: Options) -> Teacher:
-    """Import the module, call the factory without arguments, wrap what it gives.
+    """Import the module, call the factory, wrap what it gives.
+
+    It is called without arguments; where the weights are those of a student of ours, with the ``num_classes`` they are for.
 
     An ``input_spec`` is looked for on the object, the factory and the module, in this order.
     """
@@ -26,11 +29,22 @@ def load(spec: str, options: Options) -> Teacher:
     if not callable(factory):
         known = [n for n in dir(module) if callable(getattr(module, n)) and not n.startswith("_")]
         raise TeacherError(f"{module_name} has no factory {factory_name!r}{nearest(factory_name, known)}")
+    given = _classes(factory, options)
     try:
-        made = factory()
+        made = factory(**given)
     except Exception as e:  # other people's code raises all kinds
-        raise TeacherError(
-            f"the factory {spec}, called without arguments, failed: {type(e).__name__}: {e}"
-        ) from e
+        how = f"called with {given}" if given else "called without arguments"
+        raise TeacherError(f"the factory {spec}, {how}, failed: {type(e).__name__}: {e}") from e
     specs = (getattr(holder, "input_spec", None) for holder in (made, factory, module))
     return wrap(made, spec, options, next((s for s in specs if s is not None), None))
+
+
+def _classes(factory: Any, options: Options) -> dict[str, int]:
+    if options.weights is None:
+        return {}
+    from softcache.teachers import weights
+
+    _, classes = weights.student(options)
+    return (
+        {"num_classes": classes} if classes and "num_classes" in inspect.signature(factory).parameters else {}
+    )

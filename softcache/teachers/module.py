@@ -31,7 +31,7 @@ class ModuleTeacher:
         if options.precision not in PRECISIONS:
             raise SpecError(f"precision {options.precision!r}{nearest(options.precision, PRECISIONS)}")
         self._name, self._options, self.probed = name, options, True
-        self._format = weights.load(model, options, name)
+        self._format, self._parent = weights.load(model, options, name), weights.student(options)[0]
         self.input_spec: InputSpec = input_spec(options, spec or getattr(model, "input_spec", None), name)
         self.classes = names_of(getattr(model, "classes", None))
         self.layouts = layouts_of(model)
@@ -118,6 +118,7 @@ class ModuleTeacher:
             weights_format=self._format,
             input_spec=self.input_spec,
             processor=processor(self._device),
+            parent=self._parent,
             **self._options.said(),
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,25 @@ def read(options: Options) -> tuple[State, str]:
     except Exception as e:  # torch raises many kinds here
         raise TeacherError(f"the weights {path} cannot be read: {str(e).splitlines()[0]}") from None
     return _state_in(found, path), "pickle"
+
+
+def student(options: Options) -> tuple[str | None, int | None]:
+    """What ``softcache-train`` writes into a student's file: the cache that it learned from, and its number of classes."""
+    path = Path(options.weights or "")
+    if path.suffix != ".safetensors" or not path.is_file():
+        return None, None
+    import safetensors
+
+    try:
+        with safetensors.safe_open(path, "np") as file:
+            said = file.metadata() or {}
+    except (safetensors.SafetensorError, OSError):
+        return None, None  # whoever loads it says what is wrong
+    cache, classes = said.get("softcache.cache", ""), said.get("softcache.classes", "")
+    return (
+        cache if re.fullmatch("[0-9a-f]{64}", cache) else None,
+        int(classes) if re.fullmatch("[1-9][0-9]{0,8}", classes) else None,
+    )
 
 
 def _read_safetensors(path: Path) -> State:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from softcache_train import demo, demo_score, students
+from softcache_train import commands, demo, demo_score, students
 from softcache_train.cli import main
 from softcache_train.loop import train as train_run
 
@@ -167,7 +167,7 @@ def test_options_that_cannot_be_understood(options, tmp_path):
 
 
 def test_a_command_that_stops_is_named_with_its_exit_code(capfd):
-    with pytest.raises(demo.CommandFailed, match="softcache verify stopped") as failed:
-        demo.softcache("verify", "no/such/cache")
+    with pytest.raises(commands.CommandFailed, match="softcache verify stopped") as failed:
+        commands.softcache("verify", "no/such/cache")
     assert failed.value.exit_code == 1
     assert "softcache verify no/such/cache\n" in capfd.readouterr().err

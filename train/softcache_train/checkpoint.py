@@ -62,7 +62,11 @@ def save(
     if terms is not None and (own := terms.state_dict()):
         parts["terms"] = own
     for kind, tensors in parts.items():
-        data = to_bytes({k: t.detach().cpu().contiguous().clone() for k, t in tensors.items()})
+        said = {"softcache.cache": state.cache, "softcache.classes": str(state.num_classes)}
+        data = to_bytes(
+            {k: t.detach().cpu().contiguous().clone() for k, t in tensors.items()},
+            said if kind == "model" else None,
+        )
         files[kind] = {"file": file_name(kind, state.epoch, state.step), "sha256": digest(data)}
         store.put(files[kind]["file"], data)
     store.put(NAME, canonical_json({**asdict(state), "files": files}))

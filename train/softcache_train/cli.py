@@ -9,12 +9,18 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from softcache.errors import SoftcacheError, SpecError
 
+if TYPE_CHECKING:
+    from softcache.cache import Cache
+    from softcache.source import Source
+    from softcache_train.config import Config
+
 USAGE = """
 softcache-train CONFIG --cache CACHE --source SOURCE [options]
+       softcache-train born-again CONFIG --cache CACHE --source SOURCE --generations N -o OUT [options]
        softcache-train demo [options]
 """
 EXAMPLE = """
@@ -41,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             from softcache_train import demo
 
             return demo.main(argv[1:])
+        if argv[:1] == ["born-again"]:
+            return _born_again(_parser(generations=True).parse_args(argv[1:]))
         return _train(_parser().parse_args(argv))
     except SoftcacheError as e:
         print(f"softcache-train: {e}", file=sys.stderr)
@@ -50,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(generations: bool = False) -> argparse.ArgumentParser:
     parser = _Parser(
         prog="softcache-train",
         usage=USAGE.strip(),
@@ -75,7 +83,15 @@ def _parser() -> argparse.ArgumentParser:
         metavar="KEY=VALUE",
         help="options over those of CONFIG, values as in YAML",
     )
-    parser.add_argument("-o", "--out", help="the run's folder (the option out)")
+    parser.add_argument("-o", "--out", required=generations, help="the run's folder (the option out)")
+    if generations:
+        parser.add_argument(
+            "--generations",
+            type=int,
+            default=3,
+            metavar="N",
+            help="students, each taught by the one before (3)",
+        )
     parser.add_argument(
         "--teacher",
         action="append",
@@ -87,19 +103,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _train(args: argparse.Namespace) -> int:
-    from softcache import several
-    from softcache.source import Source
-    from softcache_train import config as configs
     from softcache_train.loop import train
 
-    flags = {"out": args.out, "teacher": _one_or_all(args.teacher), "weights": _one_or_all(args.weights)}
-    config = configs.load(args.config, args.set, {k: v for k, v in flags.items() if v is not None})
-    cache = several.open(args.cache[0] if len(args.cache) == 1 else args.cache)
-    built = cache.identity["source"]
-    source = Source(args.source, split=args.split or built["split"], layout=built["layout"])
-    val_source = None
-    if config.val_split is not None:
-        val_source = Source(args.source, split=config.val_split, layout=built["layout"])
+    config, cache, source, val_source = _asked(args)
     result = train(config, cache, source, val_source=val_source)
     if int(os.environ.get("RANK", 0)) > 0:
         return 0
@@ -112,6 +118,38 @@ def _train(args: argparse.Namespace) -> int:
             print(f"{result.step_ms:.1f} ms a step, {result.images_per_second:,.0f} images/s")
         print(f"the student: {result.model}")
     return 0
+
+
+def _born_again(args: argparse.Namespace) -> int:
+    from softcache_train import born_again
+
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise SpecError("born-again builds a cache between its students: run it in one process")
+    config, cache, source, val_source = _asked(args)
+    found = list(
+        born_again.run(
+            config, cache, source, args.source, Path(args.out), args.generations, val_source=val_source
+        )
+    )
+    print(born_again.as_json(found) if args.json else born_again.table(found))
+    return 0
+
+
+def _asked(args: argparse.Namespace) -> tuple[Config, Cache, Source, Source | None]:
+    """What the command line names: the config, the cache, its source, and where to validate."""
+    from softcache import several
+    from softcache.source import Source
+    from softcache_train import config as configs
+
+    flags = {"out": args.out, "teacher": _one_or_all(args.teacher), "weights": _one_or_all(args.weights)}
+    config = configs.load(args.config, args.set, {k: v for k, v in flags.items() if v is not None})
+    cache = several.open(args.cache[0] if len(args.cache) == 1 else args.cache)
+    built = cache.identity["source"]
+    source = Source(args.source, split=args.split or built["split"], layout=built["layout"])
+    val_source = None
+    if config.val_split is not None:
+        val_source = Source(args.source, split=config.val_split, layout=built["layout"])
+    return config, cache, source, val_source
 
 
 def _one_or_all(said: list[str] | None) -> str | list[str] | None:

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -26,10 +24,11 @@ from torch import nn
 
 import softcache as sc
 import softcache_train as st
-from softcache.errors import SoftcacheError, SpecError
+from softcache.errors import SpecError
 from softcache.keyed import Permutation
 from softcache_train import students
-from softcache_train.demo_report import closing, draw, require_matplotlib, script, table
+from softcache_train.commands import say, softcache
+from softcache_train.demo_report import closing, draw, require_matplotlib, table
 from softcache_train.demo_score import THREE, Found, Judge, cost
 from softcache_train.loader import normalise, stack_views
 from softcache_train.objectives import cross_entropy
@@ -53,10 +52,6 @@ T: {T}
 alpha: 1
 val_split: val
 """
-
-
-class CommandFailed(SoftcacheError):  # noqa: N818 - named for what it is
-    """A command of the demo stopped, having said why; ``exit_code`` is its own."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -149,25 +144,6 @@ def _check(out: Path) -> None:
     if out.exists() and not (out / "digits").is_dir() and (not out.is_dir() or any(out.iterdir())):
         raise SpecError(f"{out} holds something that is not this demo; give another folder with -o")
     require_matplotlib()
-
-
-def softcache(*arguments: object) -> None:
-    """Say and run a command of softcache, in a process of its own: this one never holds a builder."""
-    words = [str(a) for a in arguments]
-    say(f"\n$ {script('softcache')} {shlex.join(words)}")
-    # What it says on stdout goes to stderr (2): our stdout is the table's.
-    code = subprocess.run([sys.executable, "-m", "softcache.cli", *words], stdout=2, check=False).returncode
-    if code:
-        failed = CommandFailed(
-            f"softcache {words[0]} stopped with exit code {code}, see above; if the folder is of another "
-            "machine or of other versions, remove it or give another with -o"
-        )
-        failed.exit_code = max(code, 1)  # negative: a signal
-        raise failed
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def write_digits(folder: Path) -> None:

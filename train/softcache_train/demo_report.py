@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import shlex
-import shutil
-import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
@@ -15,6 +12,7 @@ import numpy as np
 from softcache.errors import SpecError
 from softcache.recipe import render
 from softcache.source import Source
+from softcache_train.commands import script
 from softcache_train.demo_score import THREE, Cost, Found, Score
 
 GREY, BLUE, ORANGE, INK = "#9aa3ad", "#3a6ea5", "#d9822b", "#333333"
@@ -110,14 +108,6 @@ def closing(found: Found) -> str:
             f"  {build} --help    # with your images and your teacher",
         ]
     )
-
-
-def script(name: str) -> str:
-    """How to call a command of ours from here: by name, or where it lies beside this Python."""
-    beside, here = Path(sys.executable).with_name(name), Path.cwd()
-    if shutil.which(name) or not beside.exists():
-        return name
-    return str(beside.relative_to(here) if beside.is_relative_to(here) else beside)
 
 
 # -- picture -----------------------------------------------------------------------------------------------

@@ -69,5 +69,10 @@ class Known:
 
 OBJECTIVES: dict[str, Known] = {
     "ce": Known(cross_entropy, reads="labels", kinds=()),
+    "dist": Known(dist),
+    "dkd": Known(dkd, mixes=False),
+    "hard": Known(hard),
     "kd": Known(kd),
+    "logits_mse": Known(logits_mse),
+    "probs_mse": Known(probs_mse),
 }
