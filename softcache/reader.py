@@ -20,10 +20,12 @@ from softcache.block import Block, Grid
 from softcache.codecs import Fields
 from softcache.errors import StoreError
 from softcache.store import Store
-from softcache.zarrfile import BIG_ROW, Array, Sharded, map_plain
+from softcache.zarrfile import BIG_ROW, Array, Plain, Sharded
 
-SLAB_BYTES = 1 << 30  # records of a view larger than this are gathered file by file
+SLAB_BYTES = 1 << 30  # of all records in memory; those that find no room are gathered file by file
+_STALE = 64  # reads after which a view's records make room for others
 _OPEN_FILES = 4096  # at most; and no more than a quarter of what the process may open
+_KEPT_FILES = 64  # are kept open, however large their indices
 _THREADS = 2
 _THREADED_BYTES = 1 << 20  # below this, handing rows to threads costs more than decoding them
 
@@ -42,7 +44,8 @@ class Shards(Protocol):
     """Where the rows of an array in one block lie."""
 
     def open(self, array: Array, block: Block) -> Any:
-        """They, mapped: ``(rows, *row)`` of plain rows; of big ones an object with :meth:`Sharded.read`."""
+        """They: with the methods of :class:`~softcache.zarrfile.Plain`, or of :class:`~softcache.zarrfile.Sharded` where
+        rows are big."""
         ...
 
 
@@ -54,7 +57,7 @@ class Files:
 
     def open(self, array: Array, block: Block) -> Any:
         path = self._store.path(array.file(block.view, block.index))
-        return Sharded(path, array) if array.big else map_plain(path, array)
+        return Sharded(path, array) if array.big else Plain(path, array)
 
 
 class Reader:
@@ -72,46 +75,61 @@ class Reader:
             groups.setdefault(group, {})[field] = array
         self._groups = {path: _Group(fields) for path, fields in groups.items()}
         self._files: dict[tuple[str, int, int], Any] = {}
-        self._slabs: dict[str, tuple[int, np.ndarray]] = {}
+        self._slabs: dict[tuple[str, int], tuple[np.ndarray, int]] = {}  # and at which read they were used
+        self._reads = 0
         self._local = threading.local()
         self._pools: tuple[int, ThreadPoolExecutor] | None = None
 
     def fields(self, path: str, view: int, positions: np.ndarray, slab: bool = True) -> Fields:
         """The fields below ``path`` (``targets/logits``, ``view``) at some positions of a view.
 
-        With ``slab`` the whole view's small fields are kept in memory, up to :data:`SLAB_BYTES`. Big fields lie in a
-        buffer that the next call of this thread uses again: decode them before that.
+        With ``slab`` the whole view's small fields are kept in memory, up to :data:`SLAB_BYTES` of all views. Big fields lie
+        in a buffer that the next call of this thread uses again: decode them before that.
         """
         group = self._groups[path]
         found: Fields = {f: self._big(a, view, positions) for f, a in group.big.items()}
         found |= {f: self._wide(a, view, positions) for f, a in group.wide.items()}
         if group.small:
-            fits = slab and self._grid.samples * group.record.itemsize <= SLAB_BYTES
-            rows = (
-                np.take(self._slab(path, view), positions) if fits else self._scattered(path, view, positions)
-            )
+            whole = self._slab(path, view) if slab else None
+            rows = self._scattered(path, view, positions) if whole is None else np.take(whole, positions)
             found |= {f: rows[f] for f in group.small}
         return found
 
-    def _slab(self, path: str, view: int) -> np.ndarray:
-        """The records of a whole view; those of the last view asked for are kept."""
-        held = self._slabs.get(path)
-        if held is None or held[0] != view:
-            held = view, self._whole(path, view)
-            self._slabs[path] = held
-        return held[1]
+    def _slab(self, path: str, view: int) -> np.ndarray | None:
+        """The records of a whole view, which stay in memory; None as long as what is there leaves no room for them."""
+        self._reads += 1
+        held, _ = self._slabs.get((path, view), (None, 0))
+        if held is None:
+            if not self._make_room(self._grid.samples * self._groups[path].record.itemsize):
+                return None
+            held = self._whole(path, view)
+        self._slabs[path, view] = held, self._reads
+        return held
+
+    def _make_room(self, size: int) -> bool:
+        """Let go of what was not read for a while, if that is enough; else two that are read in turns would come again
+        and again."""
+        over = size - SLAB_BYTES + sum(held.nbytes for held, _ in list(self._slabs.values()))
+        stale = []
+        for key, (held, read) in sorted(self._slabs.items(), key=lambda one: one[1][1]):
+            if over > 0 and self._reads - read > _STALE:
+                stale.append(key)
+                over -= held.nbytes
+        for key in stale if over <= 0 else ():
+            self._slabs.pop(key, None)
+        return over <= 0
 
     def _whole(self, path: str, view: int) -> np.ndarray:
         """The records of a view, block after block."""
         group, grid = self._groups[path], self._grid
         for array in group.small.values():  # both ends must be there before there is room for all between
             for index in (0, grid.blocks_per_view - 1):
-                self._file(array, view, index)
+                self._open(array, grid.block(view, index))
         out = np.empty(grid.samples, group.record)
         for index in range(grid.blocks_per_view):
             block = grid.block(view, index)
             for field, array in group.small.items():
-                rows = self._file(array, view, index)
+                rows = self._open(array, block).all()
                 out[field][block.start : block.start + block.rows] = rows[: block.rows]
         return out
 
@@ -121,7 +139,7 @@ class Reader:
         out = np.empty(len(positions), group.record)
         for index, here, rows in self._by_block(positions):
             for field, array in group.small.items():
-                out[field][here] = self._file(array, view, index)[rows]
+                out[field][here] = self._file(array, view, index).rows()[rows]
         return out
 
     def _by_block(self, positions: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
@@ -150,7 +168,7 @@ class Reader:
 
     def _wide(self, array: Array, view: int, positions: np.ndarray) -> np.ndarray:
         blocks, rows = (part.tolist() for part in np.divmod(positions, self._grid.block_rows))
-        files = {index: self._file(array, view, index) for index in dict.fromkeys(blocks)}
+        files = {index: self._file(array, view, index).rows() for index in dict.fromkeys(blocks)}
         out = self._buffer(array, len(positions))
         for place, index, row in zip(range(len(out)), blocks, rows, strict=True):
             out[place] = files[index][row]
@@ -173,14 +191,22 @@ class Reader:
         key = (array.path, view, index)
         found = self._files.get(key)
         if found is None:
-            block = self._grid.block(view, index)
-            self._before_open(block)
-            found = self.shards.open(array, block)
-            if len(self._files) >= _open_files():
+            found = self._open(array, self._grid.block(view, index))
+            if len(self._files) >= self._most:
                 for old in list(self._files)[: len(self._files) // 2]:  # no lock: a fork might find it held
                     self._files.pop(old, None)
             self._files[key] = found
         return found
+
+    def _open(self, array: Array, block: Block) -> Any:
+        self._before_open(block)
+        return self.shards.open(array, block)
+
+    @property
+    def _most(self) -> int:
+        """How many files are kept open. Plain ones are mapped, which is the system's memory; of others there is an index."""
+        index = max((a.fixed_bytes() for g in self._groups.values() for a in g.big.values()), default=1)
+        return min(_open_files(), max(_KEPT_FILES, SLAB_BYTES // index))
 
     def forget(self, key: tuple[str, int, int]) -> None:
         """Let go of the file of (array, view, block), if it is open: it is about to be deleted."""

@@ -26,7 +26,7 @@ from softcache.errors import DamageError, MismatchError, SoftcacheError
 from softcache.members import IMAGES, MOST, Contents, Embed, Member
 from softcache.store import Store
 from softcache.ustar import BLOCK, END, header, padding
-from softcache.zarrfile import Array, map_file
+from softcache.zarrfile import Array, map_file, require_whole
 
 if TYPE_CHECKING:
     from softcache.cache import Cache
@@ -144,8 +144,8 @@ class Tars:
         return places
 
     def open(self, array: Array, block: Block) -> Any:
-        """The rows of one array in one block, mapped: like :func:`softcache.zarrfile.map_plain`, or for big rows like
-        :class:`softcache.zarrfile.Sharded`. Their digest is checked now, once."""
+        """The rows of one array in one block, mapped: see :class:`softcache.reader.Shards`. Their digest is checked now,
+        once."""
         path, places = self._store.path(file(block)), self._places(block)
         number = len(self.contents.receipts(block)) + 1 + self._numbers[array.path]
         member = next(islice(self.contents.members(block), number, None))
@@ -158,8 +158,7 @@ class Tars:
         content = data[start : start + size]
         _check_header(path, member, places[number], bytes(data[start - BLOCK : start]))
         _check_content(path, member, places[number], content)
-        rows = member.values(content)
-        return _Rows(rows) if array.big else rows
+        return _Rows(path, data, member.values(content))
 
     def walk(
         self, block: Block, tar: IO[bytes], wanted: Callable[[Member], bool] = lambda member: True
@@ -252,13 +251,20 @@ class Tars:
 
 
 class _Rows:
-    """Big rows of a mapped member, read as those of a shard are."""
+    """Rows of a mapped member, read as those of a shard are."""
 
-    def __init__(self, rows: np.ndarray):
-        self._rows = rows
+    def __init__(self, path: Path, data: memoryview, rows: np.ndarray):
+        self._path, self._data, self._rows = path, data, rows
 
     def read(self, row: int, out: np.ndarray) -> None:
-        out[...] = self._rows[row]
+        out[...] = self.rows()[row]
+
+    def rows(self) -> np.ndarray:
+        require_whole(self._data, self._path)
+        return self._rows
+
+    def all(self) -> np.ndarray:
+        return self.rows().copy()
 
 
 def _misfits(member: Member, size: int) -> bool:

@@ -1,6 +1,6 @@
 """Rows ↔ files of a Zarr v3 group, with the codecs of the Zarr v3 specification only.
 
-Small rows, and those that are to stay plain: one plain chunk a file (``bytes``, ``crc32c``), mapped. Big rows:
+Small rows, and those that are to stay plain: one plain chunk a file (``bytes``, ``crc32c``). Big rows:
 ``sharding_indexed``, one row an inner chunk (``bytes``, ``zstd`` level 1, ``crc32c``). zarr-python reads both; we write
 and read them ourselves (why: docs/design.md). Everything raises :class:`DamageError` on bytes that are not what they
 should be.
@@ -169,26 +169,88 @@ def _crc(data: bytes | memoryview) -> bytes:
     return struct.pack("<I", value)
 
 
-def map_file(path: Path) -> memoryview:
-    """A whole file, mapped read-only. :class:`DamageError` where there is no file, or nothing in it."""
+MEND = "fetch it (softcache repair … --from REMOTE), or run the same build-cache again"
+
+
+class OpenFile:
+    """A file that threads read at any place, whatever becomes of its name; its size is that of when it was opened.
+
+    Nothing is mapped: of a file that is cut meanwhile, or a disk that fails, a mapping tells by ending the process.
+    :class:`DamageError` where there is no file, or nothing in it.
+    """
+
+    def __init__(self, path: Path):
+        self.path, self._fd = path, -1
+        self._fd, self.size = _opened(path)
+
+    def __del__(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+
+    def read(self, offset: int, size: int) -> bytes:
+        """So many bytes. :class:`DamageError` where they are not there any more."""
+        parts, left = [], size
+        while left:
+            try:
+                part = os.pread(self._fd, left, offset + size - left)
+            except OSError as e:
+                raise DamageError(f"{self.path} cannot be read: {e.strerror}; {MEND}") from e
+            if not part:
+                raise shorter(self.path)
+            parts.append(part)
+            left -= len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def crc(self, size: int) -> bytes:
+        """The checksum of the first ``size`` bytes."""
+        value = 0
+        for start in range(0, size, _PIECE):
+            value = google_crc32c.extend(value, self.read(start, min(_PIECE, size - start)))
+        return struct.pack("<I", value)
+
+    def map(self) -> mmap.mmap:
+        """All of it, mapped read-only."""
+        try:
+            return mmap.mmap(self._fd, self.size, access=mmap.ACCESS_READ)
+        except OSError as e:
+            raise _unopened(self.path, e) from e
+
+
+def _opened(path: Path) -> tuple[int, int]:
+    """Descriptor and size of a file that has something in it."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)  # a pipe must not hold us up
     except FileNotFoundError:
-        raise DamageError(f"{path} is missing") from None
+        raise DamageError(f"{path} is missing: {MEND}") from None
     except OSError as e:
         raise _unopened(path, e) from e
     try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             raise DamageError(f"{path} is no file")
-        size = status.st_size
-        if not size:
-            raise DamageError(f"{path} is empty")
-        return memoryview(mmap.mmap(fd, size, access=mmap.ACCESS_READ))
-    except OSError as e:
-        raise _unopened(path, e) from e
-    finally:
+        if not status.st_size:
+            raise DamageError(f"{path} is empty: {MEND}")
+        return fd, status.st_size
+    except DamageError:
         os.close(fd)
+        raise
+
+
+def map_file(path: Path) -> memoryview:
+    """A whole file, mapped read-only. :class:`DamageError` where there is no file, or nothing in it."""
+    return memoryview(OpenFile(path).map())
+
+
+def require_whole(data: memoryview, path: Path) -> None:
+    """:class:`DamageError` where a mapped file is shorter than it was: reading on would end the process."""
+    mapped = data.obj
+    assert isinstance(mapped, mmap.mmap)
+    if mapped.size() < len(mapped):
+        raise shorter(path)
+
+
+def shorter(path: Path) -> DamageError:
+    return DamageError(f"{path} became shorter while it was in use: {MEND}")
 
 
 def _unopened(path: Path, e: OSError) -> SoftcacheError:
@@ -197,14 +259,11 @@ def _unopened(path: Path, e: OSError) -> SoftcacheError:
     return DamageError(f"{path} cannot be opened: {e.strerror}")
 
 
-def _checked(data: memoryview, path: Path, what: str) -> memoryview:
-    body, crc = data[:-_CRC], data[-_CRC:]
-    if _crc(body) != bytes(crc):
-        raise DamageError(
-            f"{path}: the checksum of {what} does not match; fetch the file (softcache repair … --from REMOTE), or "
-            "delete it and run the same build-cache again"
-        )
-    return body
+def _mismatch(path: Path, what: str) -> DamageError:
+    return DamageError(
+        f"{path}: the checksum of {what} does not match; fetch the file (softcache repair … --from REMOTE), or "
+        "delete it and run the same build-cache again"
+    )
 
 
 def _content_size(frame: memoryview) -> int | None:
@@ -222,26 +281,62 @@ def _content_size(frame: memoryview) -> int | None:
 
 def map_plain(path: Path, array: Array) -> np.ndarray:
     """A plain file, mapped: ``(rows, *row)``, read-only. Its length and checksum are checked now, once."""
-    data = map_file(path)
-    if len(data) != array.plain_bytes():
-        raise DamageError(f"{path} has {len(data):,} bytes and should have {array.plain_bytes():,}")
-    body = _checked(data, path, "the file")
+    data = _plain(path, array).map()
+    return _rows(memoryview(data), array)
+
+
+def _plain(path: Path, array: Array) -> OpenFile:
+    """A plain file that has the length and the checksum it should have."""
+    file = OpenFile(path)
+    if file.size != array.plain_bytes():
+        raise DamageError(f"{path} has {file.size:,} bytes and should have {array.plain_bytes():,}: {MEND}")
+    body = file.size - _CRC
+    if file.crc(body) != file.read(body, _CRC):
+        raise _mismatch(path, "the file")
+    return file
+
+
+def _rows(data: bytes | memoryview, array: Array) -> np.ndarray:
     dtype = np.dtype(array.dtype).newbyteorder("<")
-    return np.frombuffer(body, dtype).reshape(array.rows, *array.row)
+    return np.frombuffer(data, dtype, array.rows * prod(array.row)).reshape(array.rows, *array.row)
 
 
-class Sharded:
-    """A ``sharding_indexed`` file, mapped, its index checked once; rows are decoded one by one."""
+class Plain:
+    """A plain file, its length and checksum checked now, once."""
 
     def __init__(self, path: Path, array: Array):
         self.path, self.array = path, array
-        self._data = map_file(path)
-        table = array.rows * _INDEX + _CRC
-        if len(self._data) < table:
-            raise DamageError(f"{path} has {len(self._data):,} bytes, less than its index of {table:,}")
-        index = _checked(self._data[len(self._data) - table :], path, "the index")
-        self._index = np.frombuffer(index, "<u8").reshape(array.rows, 2)
-        self._end = len(self._data) - table
+        self._file = _plain(path, array)
+        self._mapped: memoryview | None = None
+
+    def all(self) -> np.ndarray:
+        """Every row, ``(rows, *row)``, read into memory."""
+        return _rows(self._file.read(0, self._file.size - _CRC), self.array)
+
+    def rows(self) -> np.ndarray:
+        """Every row, mapped, to be copied at once: :class:`DamageError` where the file is shorter by now."""
+        if self._mapped is None:
+            self._mapped = memoryview(self._file.map())
+        require_whole(self._mapped, self.path)
+        return _rows(self._mapped, self.array)
+
+
+class Sharded:
+    """A ``sharding_indexed`` file, open, its index checked once; rows are decoded one by one."""
+
+    def __init__(self, path: Path, array: Array):
+        self.path, self.array = path, array
+        self._file = OpenFile(path)
+        size = array.rows * _INDEX
+        self._end = self._file.size - size - _CRC
+        if self._end < 0:
+            raise DamageError(
+                f"{path} has {self._file.size:,} bytes, less than its index of {size + _CRC:,}: {MEND}"
+            )
+        index = self._file.read(self._end, size + _CRC)
+        if _crc(index[:size]) != index[size:]:
+            raise _mismatch(path, "the index")
+        self._index = np.frombuffer(index, "<u8", 2 * array.rows).reshape(array.rows, 2)
 
     def read(self, row: int, out: np.ndarray) -> None:
         """Decode one row into ``out``: C-contiguous, the array's dtype and row shape. Safe in threads."""
@@ -250,7 +345,10 @@ class Sharded:
         offset, size = self._index[row].tolist()
         if offset + size > self._end or size <= _CRC:
             raise DamageError(f"{self.path}: row {row} is missing or lies outside the file")
-        body = _checked(self._data[offset : offset + size], self.path, f"row {row}")
+        stored = self._file.read(offset, size)
+        body = memoryview(stored)[:-_CRC]
+        if _crc(body) != stored[-_CRC:]:
+            raise _mismatch(self.path, f"row {row}")
         # Shorter content would leave the rest of out as it was.
         if _content_size(body) != self.array.row_bytes:
             raise DamageError(f"{self.path}: row {row} does not hold {self.array.row_bytes:,} bytes")

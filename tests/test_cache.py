@@ -132,6 +132,25 @@ def test_views_may_be_read_in_turns(small_cache: Cache):
     assert same(values(small_cache.read(0, ALL)), first) and same(values(small_cache.read(1, ALL)), second)
 
 
+def test_records_of_views_stay_in_memory_while_there_is_room_and_never_take_more(
+    small_path: Path, monkeypatch
+):
+    cache = sc.open(small_path)
+    row = sum(a.row_bytes for path, a in cache.arrays.items() if path.startswith("targets/logits/"))
+    expected = [values(cache.read(v, ALL, "logits")) for v in range(2)]
+    assert {v for _, v in cache.reader._slabs} == {0, 1}
+    monkeypatch.setattr(reader, "SLAB_BYTES", row * 20)
+    cache = sc.open(small_path)
+    for turn in range(400):
+        view = 0 if turn < 100 else turn % 2 if turn < 200 else 1
+        found = values(cache.read(view, SHUFFLED, "logits"))
+        assert same(found, {n: v[SHUFFLED] for n, v in expected[view].items()})
+        # read in turns with another, the first stays; once nobody reads it, it goes
+        if turn in (0, 199, 399):
+            assert [v for _, v in cache.reader._slabs] == [turn == 399]
+        assert sum(held.nbytes for held, _ in cache.reader._slabs.values()) <= row * 20
+
+
 @pytest.mark.parametrize("samples", [[], [3], [5, 5, 5], [19, 0, 19], list(range(19, -1, -1))], ids=str)
 def test_any_samples_in_any_order_any_number_of_times(small_cache: Cache, samples: list[int]):
     everything = values(small_cache.read(1, ALL))
@@ -320,6 +339,44 @@ def test_a_missing_shard_is_damage_for_its_rows_only(small_copy: Path):
         cache.read(0, gone)
     cache.read(0, here, ["map"])
     cache.read(1, gone, ["map"])
+
+
+@pytest.mark.parametrize("slab", [True, False])
+def test_a_shard_that_vanishes_between_two_reads_is_told_with_what_to_do(small_copy: Path, slab: bool):
+    cache = sc.open(small_copy)
+    cache.read(0, ALL, slab=slab)
+    for array in cache.arrays.values():
+        (small_copy / array.file(1, 2)).unlink()
+    cache.read(0, ALL, slab=slab)
+    for name in NAMES:
+        with pytest.raises(DamageError, match=rf"targets/{name}/.*c\.1\.2.* is missing: .*softcache repair"):
+            cache.read(1, ALL, [name], slab=slab)
+
+
+def test_a_shard_that_is_cut_between_two_reads_is_told(small_copy: Path):
+    cache = sc.open(small_copy)
+    cache.read(0, ALL, slab=False)
+    for array in cache.arrays.values():
+        if array.path.startswith("targets/"):
+            (small_copy / array.file(0, 0)).write_bytes(b"")
+    for name in NAMES:
+        with pytest.raises(DamageError, match=rf"targets/{name}/.* became shorter .*softcache repair"):
+            cache.read(0, ALL, [name], slab=False)
+
+
+def test_a_view_that_is_in_memory_holds_no_file_open(small_cache: Cache):
+    small_cache.read(0, ALL, ["logits", "vector"])
+    assert not small_cache.reader._files
+
+
+def test_files_are_let_go_where_their_indices_take_much_memory(small_path: Path, monkeypatch):
+    expected = values(sc.open(small_path).read(0, ALL))
+    monkeypatch.setattr(reader, "SLAB_BYTES", 1)
+    monkeypatch.setattr(reader, "_KEPT_FILES", 2)
+    cache = sc.open(small_path)
+    for _ in range(2):
+        assert same(values(cache.read(0, SHUFFLED)), {n: v[SHUFFLED] for n, v in expected.items()})
+        assert len(cache.reader._files) <= 2
 
 
 def test_a_link_in_place_of_a_folder_is_damage(small_copy: Path, tmp_path: Path):

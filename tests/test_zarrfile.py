@@ -17,7 +17,16 @@ from numcodecs import zstd
 
 from softcache.errors import DamageError
 from softcache.testing import DAMAGES, flip_bit
-from softcache.zarrfile import BIG_ROW, Array, Sharded, _content_size, group_metadata, groups, map_plain
+from softcache.zarrfile import (
+    BIG_ROW,
+    Array,
+    Plain,
+    Sharded,
+    _content_size,
+    group_metadata,
+    groups,
+    map_plain,
+)
 
 DTYPES = ["uint8", "int8", "uint16", "int16", "uint32", "int32", "int64", "float16", "float32"]
 SAMPLES, BLOCK, VIEWS = 11, 4, 2  # the last file of a view is not full
@@ -335,3 +344,60 @@ def test_the_size_in_a_frame_is_read_as_zstd_writes_it(size: int):
 def test_no_bytes_break_the_reading_of_a_frame_s_size(data: bytes):
     for frame in (data, b"\x28\xb5\x2f\xfd" + data):
         assert (_content_size(memoryview(frame)) or 0) >= 0
+
+
+# -- what becomes of files that are open -----------------------------------------------------------------------
+
+
+@pytest.fixture(params=["plain", "sharded"])
+def wide(request, tmp_path: Path) -> tuple[Path, Array, np.ndarray]:
+    """A file of many pages."""
+    row, rows = ((1000,), 500) if request.param == "plain" else ((8192,), 60)
+    array = Array("a/b", "uint8", (1, rows, *row), (1, rows, *row), ("view", "sample", "axis_0"))
+    values = np.random.default_rng(0).integers(0, 256, (rows, *row), np.uint8)
+    (tmp_path / "file").write_bytes(array.encode(values))
+    return tmp_path / "file", array, values
+
+
+def last_row(path: Path, array: Array):
+    """Opens a file; what it returns reads its last row."""
+    if array.big:
+        shard, out = Sharded(path, array), np.empty(array.row, array.dtype)
+        return lambda: (shard.read(array.rows - 1, out), out)[1]
+    plain = Plain(path, array)
+    plain.rows()  # it is mapped from now on
+    return lambda: plain.rows()[-1]
+
+
+def test_a_file_whose_name_is_gone_is_read_on(wide):
+    path, array, values = wide
+    read = last_row(path, array)
+    path.unlink()
+    assert np.array_equal(read(), values[-1])
+
+
+@pytest.mark.parametrize("left", [0, 5000])
+def test_a_file_that_is_cut_while_it_is_read_is_told(wide, left: int):
+    """In a process of its own: to read on from a mapping would end it by a signal."""
+    path, array, _ = wide
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            read = last_row(path, array)
+            os.truncate(path, left)
+            try:
+                read()
+            except DamageError as e:
+                status = 0 if f"{path} became shorter" in str(e) and "softcache repair" in str(e) else 3
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_rows_that_are_read_and_mapped_are_the_same(tmp_path: Path):
+    array = array_of((3,), "int16")
+    values = values_of(array)[0, :BLOCK]
+    (tmp_path / "f").write_bytes(array.encode(values))
+    plain = Plain(tmp_path / "f", array)
+    assert np.array_equal(plain.all(), values) and np.array_equal(plain.rows(), values)

@@ -271,7 +271,7 @@ def _array(work: _Work, block: Block, member: Member) -> Iterator[bytes | memory
     yield member.head
     rows = cache.reader.shards.open(array, block)
     if not array.big:
-        yield rows[: block.rows].tobytes()
+        yield rows.all()[: block.rows].tobytes()
         return
     some = np.empty((_ROWS, *array.row), np.dtype(array.dtype))
     for start in range(0, block.rows, _ROWS):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import json
 import os
 import sys
@@ -41,6 +42,10 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status: 0 good, 1 usage, 2 damage, 3 mismatch, 130 Ctrl-C."""
     argv = sys.argv[1:] if argv is None else list(argv)
+    if not faulthandler.is_enabled():
+        faulthandler.enable(
+            sys.__stderr__ or sys.stderr
+        )  # a file that is cut while it is mapped ends a process
     sys.path.append(str(Path.cwd()))  # so that package.module:factory finds your own code
     try:
         if argv[:1] == ["demo"]:
