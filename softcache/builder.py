@@ -22,7 +22,7 @@ from softcache.meter import Meter
 from softcache.recipe import Recipe
 from softcache.source import Source
 from softcache.store import Store
-from softcache.targets import Request, is_logits, requests, taps
+from softcache.targets import Request, is_attribution, is_logits, requests, taps
 from softcache.teachers import Options, Teacher, layouts_of
 from softcache.teachers.classes import aligned
 from softcache.teachers.classes import read as read_classes
@@ -143,7 +143,7 @@ def in_order(
     """The teacher with its classes in the order ``wanted``, where something is asked for that has classes; see
     :func:`softcache.teachers.classes.aligned`. ``said``: its class names, or their file."""
     heads = {name for name, one in layouts_of(teacher).items() if one.classes}
-    named = any(is_logits(r.name) or r.name in heads for r in asked)
+    named = any(is_logits(r.name) or r.name in heads or is_attribution(r.tap) for r in asked)
     return aligned(teacher, read_classes(said), wanted if named else None, say)
 
 

@@ -19,6 +19,7 @@ from softcache.codecs.fixed import HIGH, LOW
 from softcache.errors import DamageError, MismatchError, NotBuilt
 from softcache.identity import differences
 from softcache.keyed import draws
+from softcache.noise import labelling
 from softcache.parts import Part, by
 from softcache.probe import answers
 from softcache.probes import Probes, visible
@@ -145,6 +146,9 @@ def verify_live(
     asked = Probes.of(probing.model_dump(mode="json"), cache.ids, boxes)
     views = [cache.read_views(k, np.array([sample]))[0] for sample, k in chosen]
     pixels, given = _seen(source, pairing.index, chosen, views, size, asked)
+    if labelling(targets.values()):
+        labels = canary.class_labels(cache, source, pairing.index)
+        given["labels"] = labels[[sample for sample, _ in chosen]].astype(np.int64)
     objects = [
         visible(view, sample, boxes, size) if boxed else NOTHING
         for view, (sample, _) in zip(views, chosen, strict=True)

@@ -39,7 +39,7 @@ from softcache.identity import (
     differences,
     told,
 )
-from softcache.noise import ask, check_heard, probing, same_answer, sketch
+from softcache.noise import ask, check_heard, labelling, probing, same_answer, sketch
 from softcache.parts import Part, next_part
 from softcache.probes import Probes
 from softcache.recipe import Recipe, View, gather
@@ -106,6 +106,11 @@ class Job:
         return Probes(self.recipe.seed, self.source.ids, self.source.boxes, self.teacher.input_spec.size)
 
     @property
+    def labelled(self) -> bool:
+        """Is the teacher given labels to answer for?"""
+        return labelling(self.targets.values())
+
+    @property
     def boxed(self) -> bool:
         """Does one of the codecs ask what a view shows?"""
         return any(target.boxed for target in self.targets.values())
@@ -151,6 +156,7 @@ def prepare(
     """
     classes = None if ignore_labels else source.classes
     _check_objects(source, classes, asked)
+    _check_labels(source, classes, recipe, asked)
     labels = np.full(len(source), -1) if ignore_labels else source.labels
     identity = partial(
         _identity, source, classes, labels, teacher, recipe, views, probing(asked), first, named
@@ -226,6 +232,23 @@ def _check_objects(source: Source, classes: tuple[str, ...] | None, asked: tuple
             raise SpecError(
                 f"{codec.spec!r} compares the boxes' classes with the teacher's, and ignore_labels, or a source that names "
                 "none, leaves open which is which: leave that out, or name another codec"
+            )
+
+
+def _check_labels(
+    source: Source, classes: tuple[str, ...] | None, recipe: Recipe, asked: tuple[Request, ...]
+) -> None:
+    """Refuse what is of a view's label where it has none, or several."""
+    for name in (request.name for request in asked if labelling([request])):
+        if classes is None or source.labels.max(initial=-1) < 0:
+            raise SpecError(
+                f"the target {name!r} is of the label, and {source.describe()} has none, or ignore_labels leaves them out: "
+                "name a source with labels, or leave the target out"
+            )
+        if recipe.mixed or recipe.tiled:
+            raise SpecError(
+                f"the target {name!r} is of one image with one label, and the recipe {recipe.spec!r} mixes several: leave "
+                "the mix out, or the target"
             )
 
 

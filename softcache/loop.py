@@ -159,7 +159,12 @@ def _empty(job: Job, work: Work, start: int) -> Batch:
     rows = min(job.batch, work.block.rows - start)
     pixels = np.zeros((job.batch, *job.teacher.input_spec.size, 3), np.uint8)
     views = view_rows(rows, job.recipe.parameters, job.recipe.mixed, job.recipe.tiled)
-    given = {"probes": np.zeros((job.batch, COUNT, 4), np.float32)} if job.probed else {}
+    given: dict[str, np.ndarray] = {}
+    if job.probed:
+        given["probes"] = np.zeros((job.batch, COUNT, 4), np.float32)
+    if job.labelled:
+        given["labels"] = np.full(job.batch, -1, np.int64)
+        given["labels"][:rows] = job.labels[work.samples[start : start + rows]]
     return Batch(work, start, rows, pixels, given, views, [NOTHING] * rows, [])
 
 

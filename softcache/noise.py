@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ from softcache import probes
 from softcache.errors import MismatchError, TeacherError
 from softcache.identity import Identity
 from softcache.parts import Part
-from softcache.targets import Request
+from softcache.targets import Request, Target, is_attribution
 from softcache.teachers import Teacher
 
 
@@ -20,9 +20,18 @@ def probing(asked: tuple[Request, ...]) -> bool:
     return any("probes" in (r.kind, r.name.rpartition(".")[2]) for r in asked)
 
 
+def labelling(asked: Iterable[Request | Target]) -> bool:
+    """Is one of the targets of the label?"""
+    return any(is_attribution(one.tap) for one in asked)
+
+
 def ask(teacher: Teacher, asked: tuple[Request, ...]) -> dict[str, np.ndarray]:
-    """Its answer; boxes anywhere are given with the picture, where they are needed."""
-    given = {"probes": probes.points(0, "noise", 0, np.zeros((0, 4)))[None]} if probing(asked) else {}
+    """Its answer; boxes anywhere and the first class are given with the picture, where they are needed."""
+    given: dict[str, np.ndarray] = {}
+    if probing(asked):
+        given["probes"] = probes.points(0, "noise", 0, np.zeros((0, 4)))[None]
+    if labelling(asked):
+        given["labels"] = np.zeros(1, np.int64)
     return teacher(_noise(teacher), **given)
 
 

@@ -52,6 +52,7 @@ SHAPES = {
     "logits": [(2,), (10,), (1000,)],
     "feature_map": [(1, 1, 1), (3, 2, 5), (16, 4, 4)],
     "embedding": [(1,), (7,), (384,), (1, 4), (5, 8)],
+    "attribution": [(1, 4, 4), (3, 5, 2)],
 }
 CASES = [
     pytest.param(codecs.parse(text).codec, shape, id=f"{text}-{kind}-{'x'.join(map(str, shape))}")

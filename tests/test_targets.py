@@ -6,8 +6,8 @@ import pytest
 from softcache.errors import CodecError, MismatchError, SpecError, TeacherError
 from softcache.targets import KINDS, Logits, Target, request, requests
 
-SHAPES = {"logits": (10,), "feature_map": (4, 3, 2), "embedding": (6,)}
-CODEC = {"logits": "full(u8)", "feature_map": "int8", "embedding": "f16"}
+SHAPES = {"logits": (10,), "feature_map": (4, 3, 2), "embedding": (6,), "attribution": (1, 3, 2)}
+CODEC = {"logits": "full(u8)", "feature_map": "int8", "embedding": "f16", "attribution": "int8"}
 # test_items.py and test_map_codecs.py have their contract
 IN_PARTS = {"detections", "proposals", "queries", "probes", "attention_map"}
 every_kind = pytest.mark.parametrize("kind", sorted(set(KINDS) - IN_PARTS))

@@ -15,7 +15,7 @@ class F16:
     """``value = float16(x)``. Error at most 2⁻¹¹·|x|, or 2⁻²⁵ for subnormal values."""
 
     version: ClassVar[int] = 1
-    kinds: ClassVar[tuple[str, ...]] = ("feature_map", "embedding")
+    kinds: ClassVar[tuple[str, ...]] = ("feature_map", "embedding", "attribution")
     limit: ClassVar[float] = 65504.0
 
     def fields(self, shape: tuple[int, ...]) -> tuple[Field, ...]:

@@ -24,7 +24,7 @@ class Int4:
     """
 
     version: ClassVar[int] = 1
-    kinds: ClassVar[tuple[str, ...]] = ("feature_map", "embedding")
+    kinds: ClassVar[tuple[str, ...]] = ("feature_map", "embedding", "attribution")
     limit: ClassVar[float] = 65504.0
 
     def fields(self, shape: tuple[int, ...]) -> tuple[Field, ...]:

@@ -20,7 +20,7 @@ class Int8:
     """
 
     version: ClassVar[int] = 1
-    kinds: ClassVar[tuple[str, ...]] = ("feature_map", "embedding")
+    kinds: ClassVar[tuple[str, ...]] = ("feature_map", "embedding", "attribution")
     limit: ClassVar[float] = 65504.0 * 127
 
     def fields(self, shape: tuple[int, ...]) -> tuple[Field, ...]:

@@ -20,6 +20,7 @@ from softcache.codecs import Codec, Field, Fields, HardLabels, Objects, SparseLo
 from softcache.codecs.items import All
 from softcache.errors import CodecError, MismatchError, SoftcacheError, SpecError, TeacherError, nearest
 from softcache.targets.attention_map import AttentionMapKind
+from softcache.targets.attribution import AttributionKind, is_attribution
 from softcache.targets.embedding import EmbeddingKind
 from softcache.targets.feature_map import FeatureMapKind
 from softcache.targets.items import ITEMS, Items, ItemsKind
@@ -36,6 +37,7 @@ __all__ = [
     "Request",
     "SparseLogits",
     "Target",
+    "is_attribution",
     "is_logits",
     "request",
     "requests",
@@ -57,7 +59,8 @@ class Kind(Protocol):
 
 
 KINDS: dict[str, Kind] = {
-    k.name: k for k in (LogitsKind(), FeatureMapKind(), EmbeddingKind(), AttentionMapKind(), *ITEMS)
+    k.name: k
+    for k in (LogitsKind(), FeatureMapKind(), EmbeddingKind(), AttentionMapKind(), AttributionKind(), *ITEMS)
 }
 
 
@@ -126,6 +129,8 @@ class Request:
             return "attention_map"
         if is_logits(self.name):
             return "logits"
+        if is_attribution(self.name) and KINDS["attribution"].accepts(shape):
+            return "attribution"
         for kind in ("feature_map", "embedding"):
             if KINDS[kind].accepts(shape):
                 return kind

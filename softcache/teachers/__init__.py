@@ -9,7 +9,8 @@ columns mean, known before it is called. It may have ``constants()``, arrays by 
 its query embeddings, its classes' prior, a frozen head as the bytes of a safetensors file. One whose name begins with
 ``class_`` (``class_prior``) has the classes along its first axis, and is put into the order of the logits.
 
-One that is asked for ``probes`` is called with ``probes=``, float32 ``(B, P, 4)``: the boxes to answer for
+One that is asked for an attribution (:mod:`softcache.targets.attribution`) is called with ``labels=``, int64 ``(B,)``, −1
+where unknown. One that is asked for ``probes`` is called with ``probes=``, float32 ``(B, P, 4)``: the boxes to answer for
 (:mod:`softcache.probes`). Called without them it answers the rest.
 
 Only this package imports a teacher's library, and only when such a teacher is loaded.

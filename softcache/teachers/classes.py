@@ -199,6 +199,9 @@ class Permuted:
         self._of_items = {name: take for name, (_, take) in found.items()}
 
     def __call__(self, pixels: np.ndarray, **given: np.ndarray) -> dict[str, np.ndarray]:
+        if "labels" in given:  # of the source's classes; the teacher has its own numbers for them
+            known = given["labels"] >= 0
+            given["labels"] = np.where(known, np.array(self.columns)[given["labels"]], -1)
         said = dict(self.teacher(pixels, **given))
         for name, value in said.items():
             if name in self._of_items:

@@ -17,7 +17,7 @@ import numpy as np
 from softcache import spec
 from softcache.errors import MismatchError, SpecError, TeacherError, counted
 from softcache.identity import InputSpec, MemberId, TeacherId
-from softcache.targets import is_logits
+from softcache.targets import is_attribution, is_logits
 from softcache.teachers import Options, Teacher, constants_of, layouts_of, load
 from softcache.teachers.classes import Permuted
 
@@ -130,7 +130,7 @@ class Ensemble:
 
     def __call__(self, pixels: np.ndarray, **given: np.ndarray) -> dict[str, np.ndarray]:
         said = [
-            member(pixels, **{n: v for n, v in given.items() if f"{i}.{n}" in self._options.taps})
+            member(pixels, **{n: v for n, v in given.items() if self._concerns(i, n)})
             for i, member in enumerate(self.members)
         ]
         named = {f"{i}.{name}": value for i, answer in enumerate(said) for name, value in answer.items()}
@@ -150,6 +150,11 @@ class Ensemble:
         with np.errstate(invalid="ignore"):  # what is not finite is refused with its image
             mean = np.stack([answer["logits"] for answer in said]).mean(axis=0, dtype=np.float64)
         return {"logits": mean.astype(np.float32), **own}
+
+    def _concerns(self, member: int, given: str) -> bool:
+        """Is what is given with the pixels asked for of this member?"""
+        own = [tap.removeprefix(f"{member}.") for tap in self._options.taps if tap.startswith(f"{member}.")]
+        return any(is_attribution(tap) for tap in own) if given == "labels" else given in own
 
     def identity(self) -> TeacherId:
         who = [m.identity() for m in self.members]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,8 +10,12 @@ import torch
 
 from softcache.errors import SoftcacheError, SpecError, TeacherError, nearest, suggest
 from softcache.identity import InputSpec, TeacherId
+from softcache.targets import is_attribution
 from softcache.teachers import Options, constants_of, failure, input_spec, layouts_of, weights
 from softcache.teachers.classes import names_of
+from softcache.teachers.explained import explained
+
+INPUT = "input.gradient"
 
 PRECISIONS = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -39,7 +43,10 @@ class ModuleTeacher:
         self._device, self._model = _place(model.eval(), options.device)
         self._weights = weights.digest(model)
         self._tapped: dict[str, torch.Tensor] = {}
-        self._tap(tuple(name for name in options.taps if not self._says(name)))
+        self._explained = tuple(n for n in options.taps if is_attribution(n) and n not in self._modules)
+        own = [name for name in options.taps if not self._says(name) and name not in self._explained]
+        self._require(name for name in self._explained if name != INPUT)
+        self._tap(own)
         self._mean, self._std = (
             torch.tensor(v, device=self._device).view(1, 3, 1, 1) * 255
             for v in (self.input_spec.mean, self.input_spec.std)
@@ -62,14 +69,20 @@ class ModuleTeacher:
                 )
         return {name: output[name] for name in (*wanted, *({"logits"} & output.keys()))}
 
-    def _tap(self, names: tuple[str, ...]) -> None:
-        for name in names:
+    def _require(self, names: Iterable[str]) -> None:
+        """Raise :class:`TeacherError` where a name is not a module's, what it is of left away."""
+        for asked in names:
+            name = asked.removesuffix(".attribution") if asked in self._explained else asked
             if name not in self._modules or not name:
                 known = [n for n in self._modules if n and n.count(".") <= 1]
                 raise TeacherError(
-                    f"the teacher {self._name} has no target {name!r}{suggest(name, known)}; it has {self.own} and its "
+                    f"the teacher {self._name} has no target {asked!r}{suggest(name, known)}; it has {self.own} and its "
                     f"modules: {', '.join(known[:30])}{', …' if len(known) > 30 else ''}"
                 )
+
+    def _tap(self, names: list[str]) -> None:
+        self._require(names)
+        for name in names:
             self._modules[name].register_forward_hook(self._keeper(name))
 
     def _keeper(self, name: str) -> Any:
@@ -84,17 +97,13 @@ class ModuleTeacher:
 
         return keep
 
-    @torch.inference_mode()
-    def __call__(self, pixels: np.ndarray, **given: np.ndarray) -> dict[str, np.ndarray]:
+    def __call__(
+        self, pixels: np.ndarray, *, labels: np.ndarray | None = None, **given: np.ndarray
+    ) -> dict[str, np.ndarray]:
         if any(module.training for module in self._model.modules()):
             raise TeacherError(
                 f"a part of the teacher {self._name} is in training mode: its answers would be noise"
             )
-        x = torch.from_numpy(pixels).to(self._device).permute(0, 3, 1, 2)
-        if self.input_spec.color == "BGR":
-            x = x.flip(1)
-        x = (x.float() - self._mean) / self._std
-        self._tapped.clear()
         dtype = PRECISIONS[self._options.precision]
         # fp32 is fp32: cuDNN would use TF32 (ten bits) by itself, and pick another algorithm from run to run.
         exact = torch.backends.cudnn.flags(
@@ -102,14 +111,52 @@ class ModuleTeacher:
         )
         with exact, torch.autocast(self._device.type, dtype or torch.bfloat16, enabled=dtype is not None):
             try:
-                found = self._answer(x, **{n: torch.from_numpy(v).to(self._device) for n, v in given.items()})
+                found = self._said(pixels, given)
+                if labels is not None:
+                    found |= self._explain(pixels, labels)
             except SoftcacheError:
                 raise
             except Exception as e:
                 raise failure(self._name, pixels, e) from e
-        found |= self._tapped
-        self._tapped.clear()
         return {k: v.float().cpu().numpy() for k, v in found.items()}
+
+    def _normal(self, pixels: np.ndarray) -> torch.Tensor:
+        x = torch.from_numpy(pixels).to(self._device).permute(0, 3, 1, 2)
+        if self.input_spec.color == "BGR":
+            x = x.flip(1)
+        return (x.float() - self._mean) / self._std
+
+    @torch.inference_mode()
+    def _said(self, pixels: np.ndarray, given: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
+        self._tapped.clear()
+        more = {n: torch.from_numpy(v).to(self._device) for n, v in given.items()}
+        found = self._answer(self._normal(pixels), **more) | self._tapped
+        self._tapped.clear()
+        return found
+
+    def _explain(self, pixels: np.ndarray, labels: np.ndarray) -> dict[str, torch.Tensor]:
+        """What is of the label: zero where there is none."""
+        x, y = self._normal(pixels), torch.from_numpy(labels).to(self._device)
+        known, found = (y >= 0).view(-1, 1, 1, 1), {}
+        for name in self._explained:
+            if name == INPUT:
+                made = self._gradient(x, y.clamp_min(0))
+            else:
+                module = self._modules[name.removesuffix(".attribution")]
+                made = explained(self._logits, module, x, y.clamp_min(0))
+            found[name] = torch.where(known, made, 0)
+        self._tapped.clear()
+        return found
+
+    def _logits(self, x: torch.Tensor) -> torch.Tensor:
+        self._tapped.clear()
+        return self._answer(x)["logits"].float()
+
+    def _gradient(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            loss = torch.nn.functional.cross_entropy(self._logits(x), labels, reduction="sum")
+            return torch.autograd.grad(loss, x)[0] / (self._std / 255)
 
     def identity(self) -> TeacherId:
         return TeacherId(

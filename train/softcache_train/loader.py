@@ -224,6 +224,8 @@ class Loader:
             for size, out in pixels.items():
                 out[i] = render(images[sample], one, size, images)
         given = {}
+        if self.target_source.labelled:
+            given["labels"] = self.labels[rows].astype(np.int64)
         if self.probes:
             given["probes"] = np.stack([self.probes(one, sample, view) for sample, one in shown])
         return normalise(pixels[self.size], self.input_spec), asked and pixels[asked], given

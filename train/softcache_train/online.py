@@ -30,6 +30,7 @@ class LiveTeacher:
         height, width = teacher.input_spec.size
         self.size = (height, width)
         self.probed = any(target.kind == "probes" for target in self.targets)
+        self.labelled = any(target.kind == "attribution" for target in self.targets)
 
     def __call__(
         self, view: int, samples: np.ndarray, pixels: np.ndarray | None, **given: np.ndarray

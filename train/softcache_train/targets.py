@@ -119,12 +119,14 @@ def to_tensors(decoded: Any) -> BatchTarget:
 
 class TargetSource(Protocol):
     """Rows → targets. ``size``: (height, width) of the pixels it must be given, None for none;
-    ``probed``: must it be given boxes to answer for?"""
+    ``probed``, ``labelled``: must it be given boxes, or labels, to answer for?"""
 
     @property
     def size(self) -> tuple[int, int] | None: ...
     @property
     def probed(self) -> bool: ...
+    @property
+    def labelled(self) -> bool: ...
 
     def __call__(
         self, view: int, samples: np.ndarray, pixels: np.ndarray | None, **given: np.ndarray
@@ -132,7 +134,8 @@ class TargetSource(Protocol):
         """Targets of ``samples`` (int64 (B,), indices into ``cache.ids``) in view number ``view``.
 
         ``pixels`` is the rendered views, uint8 (B, *size, 3), or None when ``size`` is None. Where
-        it is probed, ``probes`` is given, float32 (B, P, 4): see :mod:`softcache.probes`.
+        it is probed, ``probes`` is given, float32 (B, P, 4): see :mod:`softcache.probes`; where it is labelled
+        ``labels``, int64 (B,), the cache's classes.
         """
         ...
 
@@ -141,7 +144,7 @@ class CacheTargets:
     """What the teacher said, read from the cache: the named targets (or target), or all."""
 
     size = None
-    probed = False
+    probed = labelled = False
 
     def __init__(self, cache: Cache, names: str | Iterable[str] | None = None):
         self.cache = cache
