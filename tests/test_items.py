@@ -45,6 +45,8 @@ SPECS = [
     "top(5, background=4)",
     "top(27)",
     "top(1, background=26, logits=f16)",
+    "all(logits=score)",
+    "top(5, background=4, logits=score)",
 ]
 ITEMS_OF = 27
 every_layout = pytest.mark.parametrize("layout", LAYOUTS)
@@ -247,7 +249,7 @@ def test_what_cannot_be_chosen_is_refused(text: str, layout: Layout, told: str):
         ("top(0)", "n must be a whole number of at least 1"),
         ("top(2.5)", "n must be"),
         ("top(5, background=-1)", "background must be a whole number of at least 0"),
-        ("top(5, logits=u9)", "unknown number type"),
+        ("top(5, logits=u9)", "logits=u9: unknown .did you mean 'u8'"),
         ("all(u8)", "too many positional"),
         ("top(5, layout=3)", "unexpected keyword"),
     ],

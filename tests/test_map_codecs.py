@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+import softcache as sc
 from softcache import codecs
+from softcache.codecs import Objects, is_boxed
 from softcache.codecs.attention import Attention, AttentionMap
 from softcache.codecs.pool import Pool, Pooled
 from softcache.codecs.strength import Strength
 from softcache.errors import CodecError, MismatchError, SpecError, TeacherError
 from softcache.targets import KINDS, Target, request, requests, taps
+from softcache.testing import ToyImages, toy_teacher
 
 maps = st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 7), st.integers(1, 7)).flatmap(
     lambda shape: arrays(np.float32, shape, elements=st.floats(-100, 100, width=32))
@@ -71,6 +75,86 @@ def test_a_pooled_target_is_a_feature_map_of_fewer_cells():
 def test_maps_of_no_cells_are_refused():
     with pytest.raises(TeacherError, match=r"\(3, 0, 5\): there is nothing in them"):
         request("p3=int8").resolve((3, 0, 5))
+
+
+# -- every codec of maps ---------------------------------------------------------------------------------------
+
+MAPS = ("f16", "int8", "int4", "sign", "foreground(5)", "foreground(5, pool=2)", "attention")
+MAPS += tuple(f"pool({n})|{codec}" for n in (2, 3) for codec in ("f16", "int8", "int4", "sign"))
+
+
+def encoded(codec: Any, values: np.ndarray) -> dict[str, np.ndarray]:
+    objects = [Objects(np.array([[0.1, 0.2, 0.6, 0.5]]), np.zeros(1, np.int64))] * len(values)
+    return codec.encode(values, objects) if is_boxed(codec) else codec.encode(values)
+
+
+def parts_of(decoded: Any) -> dict[str, np.ndarray]:
+    return decoded.arrays() if isinstance(decoded, AttentionMap) else {"value": decoded}
+
+
+@pytest.fixture(scope="module")
+def resnet_maps(shared_data: Path) -> dict[str, np.ndarray]:
+    """What ResNet-56 says of eight test images of CIFAR-10, layer by layer."""
+    pytest.importorskip("torch")
+    from softcache.teachers import Options, load
+
+    source = sc.Source(shared_data / "cifar10", split="test", limit=8)
+    weights, layers = shared_data / "weights" / "cifar10_resnet56.safetensors", ("layer1", "layer2", "layer3")
+    teacher = load("softcache_train.students:resnet56", Options(weights=weights, taps=layers))
+    return teacher(np.stack([source.image(i) for i in range(8)]))
+
+
+@pytest.mark.parametrize("text", MAPS)
+def test_of_real_maps_every_codec_keeps_what_it_says(text: str, resnet_maps: dict[str, np.ndarray]):
+    """Whole, and with odd sides."""
+    codec: Any = codecs.parse(text).codec
+    for whole in (resnet_maps["layer1"], resnet_maps["layer3"]):
+        for values in (whole, np.ascontiguousarray(whole[:, :, :7, :5])):
+            shape, exact = values.shape[1:], getattr(codec, "exact", lambda x: x)
+            fields = encoded(codec, values)
+            assert {name: (f.dtype.name, f.shape[1:]) for name, f in fields.items()} == {
+                f.name: (f.dtype, f.shape) for f in codec.fields(shape)
+            }
+            kept, said = parts_of(codec.decode(fields, shape)), parts_of(exact(values))
+            bound = codec.bound(fields, shape)
+            for name, part in kept.items():
+                off = np.abs(part.astype(np.float64) - said[name])
+                assert part.shape == said[name].shape
+                assert (off <= (bound[name] if isinstance(bound, dict) else bound)).all()
+                dot = (part.astype(np.float64) * said[name]).sum()
+                cosine = dot / np.linalg.norm(part) / np.linalg.norm(said[name])
+                assert cosine > (0.85 if text == "foreground(5, pool=2)" else 0.99)
+
+
+@pytest.mark.parametrize("text", MAPS)
+@pytest.mark.parametrize("value", [0.0, -0.0, 1.0, -3.7, 65504.0, -65504.0, 1e-40])
+def test_a_constant_map_is_one(text: str, value: float):
+    codec: Any = codecs.parse(text).codec
+    values = np.full((2, 3, 5, 7), value, np.float32)
+    with np.errstate(all="raise", under="ignore"):
+        fields = encoded(codec, values)
+        kept = parts_of(codec.decode(fields, (3, 5, 7)))
+    for part in kept.values():
+        assert np.isfinite(part).all() and np.ptp(part) <= 2e-3 * np.abs(part).max()
+    if not text.endswith(("sign", "attention")):
+        assert np.allclose(kept["value"], value, rtol=1e-2, atol=6e-8)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("int8", np.nan), ("pool(2)|int8", np.inf), ("int4", -np.inf), ("sign", np.nan)]
+)
+def test_a_map_that_is_not_finite_is_refused_with_its_image(tmp_path: Path, text: str, value: float):
+    noise: list[np.ndarray] = []
+
+    def teacher(pixels: np.ndarray) -> dict[str, np.ndarray]:
+        said = toy_teacher()(pixels)
+        said["map"][-1, 2, 3, 4] = value if noise else 0
+        noise.append(pixels)
+        return said
+
+    with pytest.raises(TeacherError, match=r"'map' of the image '\d+' is not finite"):
+        options: Any = {"recipe": "identity", "batch": 4, "progress": False, "input_size": 8}
+        sc.build(tmp_path / "c", source=ToyImages(4), teacher=teacher, targets={"map": text}, **options)
 
 
 # -- attention -------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from softcache import codecs
 from softcache.codecs import HardLabels, SparseLogits
 from softcache.codecs.topk import Tail
 from softcache.errors import CodecError, SpecError
-from softcache.targets import Logits
+from softcache.targets import Logits, Target
 
 LIMIT = 32752.0
 
@@ -96,6 +96,14 @@ def test_dense_spreads_the_rest_evenly():
         np.exp(kept_of("topk(2)", row).dense()), [[0.5, 0.2 / 3, 0.3, 0.2 / 3, 0.2 / 3]], atol=1e-4
     )
     assert kept_of("topk(2)", row)[0].dense(2.0).shape == (5,)
+
+
+def test_of_equal_logits_the_lower_class_is_the_decision():
+    values = np.array([[1, 5, 5, 2], [0, 0, 0, 0], [-9, -3, -7, -3]], np.float32)
+    for text in ("argmax", "topk(2)", "full(u8)", "full(f16)", "packed(11)"):
+        codec = codecs.parse(text).codec
+        target = Target("logits", "logits", (4,), text, codec)
+        assert target.decode(codec.encode(values)).top1().tolist() == [1, 0, 1], text
 
 
 def test_argmax_has_no_probabilities():

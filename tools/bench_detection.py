@@ -1,13 +1,20 @@
 """What the targets of a detector cost, and what their codecs do to the gradients of feature losses.
 
-    python tools/bench_detection.py --data ../shared/data [--limit 96] [--json]
+    python tools/bench_detection.py --data ../shared/data [--limit 96] [--only logits maps] [--json]
 
-YOLOv8n at 640 over validation images of COCO, one view: its anchors before NMS and the maps P3 to P5 that its head is given
-(tensors inside the graph, made outputs here). Bytes are those on disk, zstd and checksums counted. Gradients are of three
-losses between these maps and a student's of the same shape (the teacher's, shrunk by a third, with noise of half their
-deviation): hint, the squared difference (Romero et al. 2015); PKD, the same of maps normalised a channel over the batch (Cao
-et al. 2022); CWD, KL of the softmax over a channel's cells at T = 4 (Shu et al. 2021). Each is the relative error of the
-gradient that the cached map gives instead of the teacher's own. Memory is the peak of a build in a process of its own.
+**Logits.** Class logits of four detectors on validation images of COCO, of the items that ``top(1000, background=200)``
+keeps of dense heads and of all queries: bytes an image, under zstd as they are written; the relative error ‖σ(ẑ) − σ(z)‖ /
+‖σ(z)‖, which is that of the gradient of sigmoid losses (binary cross entropy, varifocal) at a student that says 0; the same
+of the gradient of the class layer's bias, the weighted sum over the items; KL(σ(z) ‖ σ(ẑ)) in nats an item, summed over
+the classes. The last column is what the numbers of ``score`` would take as Rice codes: gaps between those above 0, and
+numbers, with the best parameters for each class of an image.
+
+**Maps.** YOLOv8n at 640 over validation images of COCO, one view: its anchors before NMS and the maps P3 to P5 that its head
+is given (tensors inside the graph, made outputs here). Bytes are those on disk, zstd and checksums counted. Gradients are
+of three losses between these maps and a student's of the same shape (the teacher's, shrunk by a third, with noise of half
+their deviation): hint, the squared difference (Romero et al. 2015); PKD, the same of maps normalised a channel over the
+batch (Cao et al. 2022); CWD, KL of the softmax over a channel's cells at T = 4 (Shu et al. 2021). Each is the relative error
+of the gradient that the cached map gives instead of the teacher's own. Memory is the peak of a build in its own process.
 """
 
 from __future__ import annotations
@@ -22,10 +29,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+from coco356_ap import DETECTORS
+from numcodecs import Zstd
 
 MAPS = {f"p{i}": f"/model.{module}/cv2/act/Mul_output_0" for i, module in ((3, 15), (4, 18), (5, 21))}
 DETECTIONS = {"detections": "top(1000, background=200)"}
 CODECS = ("f16", "int8", "pool(2)|int8")
+LOGITS = ("f16", "u8", "score")
 DATASETS = {"COCO train": 118_287, "VisDrone train": 6_471}
 
 
@@ -66,6 +76,85 @@ def stored(cache: Any) -> dict[str, float]:
         files = (cache.store.size(array.file(b.view, b.index)) for b in cache.grid.blocks())
         found[name] = found.get(name, 0.0) + sum(files) / (cache.samples * cache.views)
     return found
+
+
+# -- class logits ------------------------------------------------------------------------------------------
+
+
+def written(field: np.ndarray) -> float:
+    """Bytes a row of a field on disk but for checksums and indices: under zstd where it is big."""
+    from softcache.zarrfile import BIG_ROW, ZSTD_LEVEL
+
+    if field[0].nbytes < BIG_ROW:
+        return field[0].nbytes
+    return float(np.mean([len(Zstd(ZSTD_LEVEL).encode(np.ascontiguousarray(row))) for row in field]))
+
+
+def answers(data: Path, name: str, limit: int) -> tuple[Any, np.ndarray]:
+    """What a detector says of validation images: its layout, and float32 ``(limit, items, columns)``."""
+    import softcache as sc
+    from softcache.recipe import Recipe, render
+    from softcache.teachers import Options, layouts_of, load
+
+    detector = DETECTORS[name]
+    source = sc.Source(data / "coco356", split="val2017", limit=limit)
+    teacher = load(f"onnx:{data / 'weights' / detector.file}", Options(taps=("detections",)))
+    recipe, said = Recipe(detector.recipe, seed=0), []
+    for i in range(limit):
+        pixels = source.image(i)
+        view = recipe.view(source.ids[i], 0, pixels.shape[1], pixels.shape[0])
+        said.append(teacher(render(pixels, view, teacher.input_spec.size)[None])["detections"])
+    return layouts_of(teacher)["detections"], np.concatenate(said)
+
+
+def class_logits(data: Path, limit: int) -> dict[str, dict[str, dict[str, float]]]:
+    """By detector and by how its logits are kept; see the module's text."""
+    from softcache import codecs
+
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for name in DETECTORS:
+        layout, values = answers(data, name, limit)
+        found[name] = {}
+        for word in LOGITS:
+            text = f"top(1000, background=200, logits={word})" if layout.levels else f"all(logits={word})"
+            codec: Any = codecs.parse(text).codec
+            codec = codec.laid_out(layout)
+            fields = codec.encode(values)
+            kept = codec.decode(fields, values.shape[1:])
+            said = codec.exact(values).take(kept.index)
+            sizes = {field: written(one) for field, one in fields.items()}
+            found[name][word] = {
+                "bytes": sum(size for field, size in sizes.items() if field.startswith("logits")),
+                "all": sum(sizes.values()),
+                **class_errors(said.parts["logits"], kept.parts["logits"], kept.weight),
+            }
+            if word == "score":
+                found[name][word]["rice"] = float(np.mean([rice(row) for row in fields["logits"]]))
+    return found
+
+
+def class_errors(said: np.ndarray, kept: np.ndarray, weight: np.ndarray) -> dict[str, float]:
+    """Of logits ``(n, K, C)``, of items that stand for ``weight`` ``(n, K)`` others."""
+    z, y = said.astype(np.float64), kept.astype(np.float64)
+    p, q = (np.exp(-np.logaddexp(0, -x)) for x in (z, y))
+    yes, no = np.logaddexp(0, -y) - np.logaddexp(0, -z), np.logaddexp(0, y) - np.logaddexp(0, z)
+    bias, off = ((x * weight[..., None]).sum(axis=1) for x in (p, q - p))
+    return {
+        "gradient": float(np.linalg.norm(q - p) / np.linalg.norm(p)),
+        "bias": float(np.linalg.norm(off) / np.linalg.norm(bias)),
+        "kl": float((p * yes + (1 - p) * no).sum(axis=-1).mean()),
+    }
+
+
+def rice(value: np.ndarray) -> float:
+    """Bytes of numbers ``(C, K)`` as Rice codes: of each class how many are above 0, their gaps, and what they are."""
+    bits = 0
+    for row in value.astype(np.int64):
+        places = np.flatnonzero(row)
+        bits += len(row).bit_length() + 2 * 3
+        for numbers in (np.diff(places, prepend=-1) - 1, row[places] - 1):
+            bits += min(int((numbers >> r).sum()) + len(numbers) * (1 + r) for r in range(8))
+    return bits / 8
 
 
 # -- gradients ---------------------------------------------------------------------------------------------
@@ -169,7 +258,7 @@ def peak(data: Path, model: Path, limit: int, views: int) -> float:
     return float(done.stdout) / 1024
 
 
-def measured(data: Path, limit: int) -> dict[str, Any]:
+def of_maps(data: Path, limit: int) -> dict[str, Any]:
     found: dict[str, Any] = {"bytes": {}, "fidelity": {}}
     with TemporaryDirectory() as folder:
         model = graph(data, Path(folder) / "yolov8n.onnx")
@@ -189,7 +278,19 @@ def measured(data: Path, limit: int) -> dict[str, Any]:
     return found
 
 
-def show(found: dict[str, Any]) -> Iterator[str]:
+def show_logits(found: dict[str, dict[str, dict[str, float]]]) -> Iterator[str]:
+    yield "| detector | logits as | kB | kB of all | gradient | of the bias | KL, nats an item | as Rice codes, kB |"
+    yield "|---" * 8 + "|"
+    for name, words in found.items():
+        for word, f in words.items():
+            coded = f"{f['rice'] / 1000:.1f}" if "rice" in f else ""
+            yield (
+                f"| {name} | `{word}` | {f['bytes'] / 1000:.1f} | {f['all'] / 1000:.1f} | {f['gradient']:.2%} | "
+                f"{f['bias']:.2%} | {f['kl']:.1e} | {coded} |"
+            )
+
+
+def show_maps(found: dict[str, Any]) -> Iterator[str]:
     names = ("view", "detections", *MAPS)
     yield (
         "| maps as | "
@@ -223,16 +324,24 @@ def show(found: dict[str, Any]) -> Iterator[str]:
     )
 
 
+PARTS = {"logits": (class_logits, show_logits), "maps": (of_maps, show_maps)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", type=Path, required=True, help="the folder with coco356/ and weights/")
     parser.add_argument("--limit", type=int, default=96, help="images; default 96")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="default: all")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    found = measured(args.data, args.limit)
-    print(json.dumps(found, indent=1) if args.json else "\n".join(show(found)))
+    found = {name: PARTS[name][0](args.data, args.limit) for name in args.only}
+    if args.json:
+        print(json.dumps(found, indent=1))
+        return
+    for name, one in found.items():
+        print("\n".join(PARTS[name][1](one)), end="\n\n")
 
 
 if __name__ == "__main__":

@@ -2,14 +2,15 @@
 column.
 
 Both are bound to a :class:`~softcache.targets.layout.Layout` with :meth:`All.laid_out`, which says what the columns are;
-how each is encoded follows from that. A part ``logits`` becomes the fields ``logits``, ``logits_low``, ``logits_step``.
+how each is encoded follows from that. A part ``logits`` becomes the fields ``logits``, ``logits_low``, ``logits_step``, or
+``logits_rest``.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
@@ -21,13 +22,14 @@ from softcache.codecs.fixed import Fixed
 from softcache.codecs.full import Full
 from softcache.codecs.int8 import Int8
 from softcache.codecs.objects import Objects
+from softcache.codecs.score import Score, log_scores
 from softcache.errors import CodecError, SpecError, nearest
 
 if TYPE_CHECKING:
     from softcache.targets.layout import Layout
 
 KINDS = ("detections", "queries", "probes", "proposals")
-_LOGITS = ("u8", "f16")
+_LOGITS = ("u8", "f16", "score")
 _FEW = 4  # columns up to which a grid of bytes takes as much as halves, or more
 _ROWS = 8  # encoded at a time: a row may be 5 MB
 
@@ -112,7 +114,8 @@ class All:
 
     ``boxes`` and ``reference`` are fixed point (:class:`.Fixed`), ``embedding`` and ``deltas`` ``int8`` with a scale an
     item; other columns are bytes on a grid an item (``full(u8)``), or halves where there are at most four, and the
-    ``logits`` where ``logits=f16`` asks for it. Bounds are theirs.
+    ``logits`` where ``logits=f16`` asks for it. With ``logits=score`` they are kept as their scores (:class:`.Score`).
+    Bounds are theirs.
     """
 
     logits: str = field(default="u8", kw_only=True)
@@ -124,7 +127,7 @@ class All:
 
     def __post_init__(self) -> None:
         if self.logits not in _LOGITS:
-            raise SpecError(f"logits={self.logits}: unknown number type{nearest(self.logits, _LOGITS)}")
+            raise SpecError(f"logits={self.logits}: unknown{nearest(self.logits, _LOGITS)}")
 
     def laid_out(self, layout: Layout) -> Self:
         """The same codec for items of this layout."""
@@ -140,12 +143,14 @@ class All:
             )
         return self.layout
 
-    def _parts(self, kept: int) -> Iterator[tuple[str, Any, tuple[int, int]]]:
-        """(name, codec, shape) of every part."""
+    def _parts(self, weight: np.ndarray) -> Iterator[tuple[str, Any, tuple[int, int]]]:
+        """(name, codec, shape) of every part of items of these weights."""
         for name, columns in self._layout.columns.items():
-            yield name, self._codec(name, columns), (kept, columns)
+            yield name, self._codec(name, columns, weight), (len(weight), columns)
 
-    def _codec(self, name: str, columns: int) -> Fixed | Int8 | F16 | Full:
+    def _codec(self, name: str, columns: int, weight: np.ndarray) -> Fixed | Int8 | F16 | Full | Score:
+        if name == "logits" and self.logits == "score":
+            return Score(self._layout.score == "softmax", weight)
         if name in ("boxes", "reference"):
             return Fixed()
         if name in ("embedding", "deltas"):
@@ -153,9 +158,9 @@ class All:
         halves = columns <= _FEW or (name == "logits" and self.logits == "f16")
         return F16() if halves else Full("u8")
 
-    def _chosen(self, items: int) -> tuple[np.ndarray, np.ndarray] | None:
-        """Which places of :meth:`_order` are kept, and their weights; None for all, in the teacher's order."""
-        return None
+    def _chosen(self, items: int) -> tuple[np.ndarray | None, np.ndarray]:
+        """Which places of :meth:`_order` are kept (None for all, in the teacher's order), and their weights."""
+        return None, np.ones(items)
 
     def _order(self, scores: np.ndarray, values: np.ndarray, objects: Sequence[Objects]) -> np.ndarray:
         """The items of each row by falling score, of equal ones the lower number first: int64 ``(n, items)``."""
@@ -166,10 +171,9 @@ class All:
             raise CodecError(
                 f"items are (items, {self._layout.width}) by their layout, and the teacher gives {shape}"
             )
-        chosen = self._chosen(shape[0])
-        kept = shape[0] if chosen is None else len(chosen[0])
-        found = [] if chosen is None else [Field("index", class_dtype(shape[0]), (kept,))]
-        for part, codec, (_, columns) in self._parts(kept):
+        chosen, weight = self._chosen(shape[0])
+        found = [] if chosen is None else [Field("index", class_dtype(shape[0]), weight.shape)]
+        for part, codec, (kept, columns) in self._parts(weight):
             if isinstance(codec, Full):  # of each item
                 each = codec.fields((columns,))
                 found += [Field(_name(part, f.name), f.dtype, (kept, *f.shape)) for f in each]
@@ -184,22 +188,20 @@ class All:
 
     def _encode(self, values: np.ndarray, objects: Sequence[Objects]) -> Fields:
         found: Fields = {}
-        if (chosen := self._chosen(values.shape[1])) is not None:
+        chosen, weight = self._chosen(values.shape[1])
+        if chosen is not None:
             scores = self._layout.scores(dict(self._layout.parts(values)))
-            index = self._order(scores, values, objects)[:, chosen[0]]
+            index = self._order(scores, values, objects)[:, chosen]
             found["index"] = index.astype(class_dtype(values.shape[1]))
             values = values[np.arange(len(values))[:, None], index]
-        for part, codec, _ in self._parts(values.shape[1]):
+        for part, codec, _ in self._parts(weight):
             encoded = codec.encode(self._layout.part(values, part))
             found |= {_name(part, f): one for f, one in encoded.items()}
         return found
 
     def decode(self, fields: Fields, shape: tuple[int, ...]) -> Items:
-        chosen = self._chosen(shape[0])
-        weight = np.ones(shape[0]) if chosen is None else chosen[1]
-        decoded = {
-            part: codec.decode(_of(fields, part), each) for part, codec, each in self._parts(len(weight))
-        }
+        chosen, weight = self._chosen(shape[0])
+        decoded = {part: codec.decode(_of(fields, part), each) for part, codec, each in self._parts(weight)}
         rows = (len(next(iter(decoded.values()))), len(weight))
         if chosen is None:
             index = np.broadcast_to(np.arange(shape[0]), rows).copy()
@@ -209,13 +211,16 @@ class All:
 
     def bound(self, fields: Fields, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
         """Of each part, broadcastable to ``(n, K, columns)``."""
-        chosen = self._chosen(shape[0])
-        kept = shape[0] if chosen is None else len(chosen[0])
-        return {part: codec.bound(_of(fields, part), each) for part, codec, each in self._parts(kept)}
+        parts = self._parts(self._chosen(shape[0])[1])
+        return {part: codec.bound(_of(fields, part), each) for part, codec, each in parts}
 
     def exact(self, values: np.ndarray) -> Items:
         """Items of dense rows, all of them, nothing rounded."""
-        return Items.whole(self._layout, values)
+        whole = Items.whole(self._layout, values)
+        if self.logits == "score" and self._layout.score == "softmax" and "logits" in whole.parts:
+            log_p = log_scores(whole.parts["logits"].astype(np.float64), softmax=True).astype(np.float32)
+            whole = replace(whole, parts={**whole.parts, "logits": log_p})
+        return whole
 
 
 @dataclass(frozen=True)
@@ -299,5 +304,5 @@ def _name(part: str, field: str) -> str:
 
 def _of(fields: Fields, part: str) -> Fields:
     """The fields of a part, by the names that its codec gave them."""
-    known = ("value", "low", "step", "scale")
+    known = ("value", "low", "step", "scale", "rest")
     return {f: fields[_name(part, f)] for f in known if _name(part, f) in fields}

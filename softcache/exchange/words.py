@@ -47,8 +47,10 @@ _FORMULAS = {
 }
 _PARTS = (
     "items of a row, by parts: boxes, reference: -0.5 + value * 2 / 65535 (left, top, right, bottom; 0 to 1 is the view); "
-    "with NAME_low and NAME_step: NAME_low + NAME_step * NAME, of one item each; with NAME_scale: NAME_scale * NAME; others "
-    "as they are. index: the items' numbers in the teacher's order, where not all are kept"
+    "with NAME_low and NAME_step: NAME_low + NAME_step * NAME, of one item each; with NAME_scale: NAME_scale * NAME; logits "
+    "(classes, items) with logits_rest: the logit, of a softmax the logarithm, of the score (logits / 255)^1.5, 255 "
+    "standing for 254.75, and logits_rest where they are 0; others as they are. index: the items' numbers in the teacher's "
+    "order, where not all are kept"
 )
 
 

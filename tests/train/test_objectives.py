@@ -245,6 +245,9 @@ def test_kd_from_hard_labels_is_cross_entropy_whatever_the_temperature():
     for T in (1.0, 4.0):  # noqa: N806
         torch.testing.assert_close(kd(student, hard, T), expected)
         torch.testing.assert_close(kd(student, teacher.argmax(1), T), expected)
+        _, gradient = loss_and_gradient(kd, student, hard, T)
+        onehot = torch.eye(5, dtype=torch.float64)[teacher.argmax(1)]
+        torch.testing.assert_close(gradient, (torch.softmax(student, 1) - onehot) / 6)
 
 
 def loss_and_gradient(objective, z, *args):
