@@ -12,26 +12,44 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from softcache_train.objectives.cc import cc
 from softcache_train.objectives.combine import combine
+from softcache_train.objectives.crd import CRD
 from softcache_train.objectives.cross_entropy import cross_entropy
 from softcache_train.objectives.dist import dist
 from softcache_train.objectives.dkd import dkd
+from softcache_train.objectives.fsp import fsp
+from softcache_train.objectives.gram import gram
 from softcache_train.objectives.hard import hard
+from softcache_train.objectives.infonce import InfoNCE
 from softcache_train.objectives.kd import kd
 from softcache_train.objectives.logits_mse import logits_mse
+from softcache_train.objectives.mutual import mutual
+from softcache_train.objectives.nst import nst
+from softcache_train.objectives.own_exits import own_exits
 from softcache_train.objectives.probs_mse import probs_mse
+from softcache_train.objectives.rkd import rkd
 
 __all__ = [
+    "CRD",
     "OBJECTIVES",
+    "InfoNCE",
     "Known",
+    "cc",
     "combine",
     "cross_entropy",
     "dist",
     "dkd",
+    "fsp",
+    "gram",
     "hard",
     "kd",
     "logits_mse",
+    "mutual",
+    "nst",
+    "own_exits",
     "probs_mse",
+    "rkd",
 ]
 
 OF_BATCH = ("labels", "mask", "index")
