@@ -12,42 +12,65 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from softcache_train.objectives.activation_boundary import ActivationBoundary, activation_boundary
+from softcache_train.objectives.attention import attention
 from softcache_train.objectives.cc import cc
+from softcache_train.objectives.channelwise import Channelwise, channelwise
 from softcache_train.objectives.combine import combine
 from softcache_train.objectives.crd import CRD
 from softcache_train.objectives.cross_entropy import cross_entropy
 from softcache_train.objectives.dist import dist
 from softcache_train.objectives.dkd import dkd
 from softcache_train.objectives.fsp import fsp
+from softcache_train.objectives.gradient_attention import gradient_attention, input_gradient
 from softcache_train.objectives.gram import gram
 from softcache_train.objectives.hard import hard
+from softcache_train.objectives.hint import Hint, hint
 from softcache_train.objectives.infonce import InfoNCE
 from softcache_train.objectives.kd import kd
+from softcache_train.objectives.levels import levels
 from softcache_train.objectives.logits_mse import logits_mse
+from softcache_train.objectives.masked_attention import masked_attention
 from softcache_train.objectives.mutual import mutual
 from softcache_train.objectives.nst import nst
 from softcache_train.objectives.own_exits import own_exits
+from softcache_train.objectives.pearson import Pearson, pearson
 from softcache_train.objectives.probs_mse import probs_mse
 from softcache_train.objectives.rkd import rkd
+from softcache_train.objectives.vid import Vid
 
 __all__ = [
     "CRD",
     "OBJECTIVES",
+    "ActivationBoundary",
+    "Channelwise",
+    "Hint",
     "InfoNCE",
     "Known",
+    "Pearson",
+    "Vid",
+    "activation_boundary",
+    "attention",
     "cc",
+    "channelwise",
     "combine",
     "cross_entropy",
     "dist",
     "dkd",
     "fsp",
+    "gradient_attention",
     "gram",
     "hard",
+    "hint",
+    "input_gradient",
     "kd",
+    "levels",
     "logits_mse",
+    "masked_attention",
     "mutual",
     "nst",
     "own_exits",
+    "pearson",
     "probs_mse",
     "rkd",
 ]

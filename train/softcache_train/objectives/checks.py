@@ -61,6 +61,14 @@ def check_alike(
         raise MismatchError(f"{who} takes {what} of one shape, not {_told(student, teacher)}{hint}")
 
 
+def check_made_for(who: str, whose: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    """Raises :class:`MismatchError` unless the rows of ``tensor`` have as many axes as ``shape``, and as many channels."""
+    if tensor.ndim != len(shape) + 1 or tensor.shape[1] != shape[0]:
+        raise MismatchError(
+            f"{who} was made for the {whose}'s {shape}, and is given {tuple(tensor.shape[1:])}"
+        )
+
+
 def check_labels(who: str, student_logits: Tensor, labels: Tensor) -> None:
     """Raises :class:`MismatchError` unless there is one label a row."""
     if labels.shape != student_logits.shape[:1]:

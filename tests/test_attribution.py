@@ -1,0 +1,154 @@
+"""Integrated gradients: what they add up to, and what they are of functions whose integral is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from softcache.errors import SpecError, TeacherError  # noqa: E402
+from softcache.teachers.attribution import completeness_gap, integrated_gradients, quantile_mask  # noqa: E402
+
+
+def features(*shape, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def network(seed=0, channels=3, places=9, classes=5):
+    torch.manual_seed(seed)
+    layers = [
+        torch.nn.Flatten(),
+        torch.nn.Linear(channels * places, 16),
+        torch.nn.ReLU(),
+        torch.nn.Linear(16, classes),
+    ]
+    return torch.nn.Sequential(*layers).double()
+
+
+def test_of_a_linear_function_it_is_weight_times_input_from_one_step_on():
+    weight = features(5, 12, seed=1)
+    h, labels = features(4, 3, 2, 2), torch.tensor([0, 4, 2, 2])
+
+    def linear(x):
+        return x.flatten(1) @ weight.T + 7
+
+    expected = weight[labels].view(4, 3, 2, 2) * h
+    for steps in (1, 3):
+        torch.testing.assert_close(integrated_gradients(linear, h, labels, steps=steps), expected)
+    from_ones = integrated_gradients(linear, h, labels, steps=2, baseline=1.0)
+    torch.testing.assert_close(from_ones, weight[labels].view(4, 3, 2, 2) * (h - 1))
+
+
+def test_of_a_polynomial_by_hand():
+    """f = x² y from (0, 0) to (1, 3): ∫ 2·α·3α dα · 1 = 2 and ∫ α² dα · 3 = 1, together 3."""
+
+    def polynomial(x):
+        return (x[:, :1] ** 2) * x[:, 1:]
+
+    h, labels = torch.tensor([[1.0, 3.0]], dtype=torch.float64), torch.tensor([0])
+    found = integrated_gradients(polynomial, h, labels, steps=200)
+    torch.testing.assert_close(found, torch.tensor([[2.0, 1.0]], dtype=torch.float64), rtol=1e-4, atol=0)
+
+
+def test_it_is_its_definition_in_numpy():
+    """A transcription with the two-layer network's slope written out."""
+    model, h, labels = network(), features(3, 3, 3, 3), torch.tensor([1, 0, 4])
+    (w1, b1), (w2, _) = (
+        (layer.weight.detach().numpy(), layer.bias.detach().numpy()) for layer in (model[1], model[3])
+    )
+    base, steps = 0.3, 7
+    expected = np.zeros((3, 27))
+    for i, row in enumerate(h.numpy().reshape(3, 27)):
+        for k in range(steps):
+            at = base + (k + 0.5) / steps * (row - base)
+            on = (w1 @ at + b1 > 0).astype(float)
+            expected[i] += (row - base) * ((w2[labels[i]] * on) @ w1) / steps
+    found = integrated_gradients(model, h, labels, steps=steps, baseline=base)
+    np.testing.assert_allclose(found.numpy().reshape(3, 27), expected, rtol=1e-10, atol=1e-12)
+
+
+def test_it_is_complete_and_more_steps_make_it_more_so():
+    model, h, labels = network(), features(16, 3, 3, 3), torch.arange(16) % 5
+    gaps = []
+    for steps in (2, 50, 800):
+        found = integrated_gradients(model, h, labels, steps=steps)
+        gap = completeness_gap(found, model, h, labels)
+        change = model(h) - model(torch.zeros_like(h))
+        change = change.gather(1, labels[:, None])[:, 0]
+        torch.testing.assert_close(gap, ((found.flatten(1).sum(1) - change) / change).abs())
+        gaps.append(gap.median().item())
+    assert gaps[0] > gaps[1] > gaps[2]
+    assert gaps[1] < 0.05
+
+
+def test_the_gap_sees_wrong_attributions():
+    model, h, labels = network(), features(8, 3, 3, 3), torch.arange(8) % 5
+    found = integrated_gradients(model, h, labels)
+    plain = (
+        torch.autograd.grad(model(h.requires_grad_()).gather(1, labels[:, None]).sum(), h)[0] * h.detach()
+    )  # gradient times input is not complete
+    assert (
+        completeness_gap(plain, model, h, labels).median()
+        > 3 * completeness_gap(found, model, h, labels).median()
+    )
+    assert (completeness_gap(found * 1.5, model, h, labels) > 0.2).all()
+
+
+def test_what_does_not_matter_gets_nothing_and_a_zero_input_neither():
+    model, h = network(), features(4, 3, 3, 3)
+    with torch.no_grad():
+        model[1].weight[:, :9] = 0  # the first channel
+    h[:, 1, 0, 0] = 0
+    found = integrated_gradients(model, h, torch.arange(4))
+    assert not found[:, 0].any() and not found[:, 1, 0, 0].any() and found[:, 2].any()
+
+
+def test_rows_are_explained_each_by_itself_and_nothing_is_left_behind():
+    model, h, labels = network(), features(4, 3, 3, 3), torch.tensor([3, 1, 0, 2])
+    found = integrated_gradients(model, h, labels)
+    for i in range(4):
+        torch.testing.assert_close(
+            found[i : i + 1], integrated_gradients(model, h[i : i + 1], labels[i : i + 1])
+        )
+    assert not found.requires_grad and all(p.grad is None for p in model.parameters())
+    with torch.no_grad():
+        assert torch.equal(integrated_gradients(model, h, labels), found)
+
+
+def test_no_change_of_the_answer_is_no_division_by_zero():
+    h, labels = features(2, 3, 3, 3), torch.tensor([0, 1])
+
+    def same(x):
+        return (x * 0).flatten(1)[:, :2] + 4
+
+    found = integrated_gradients(same, h, labels)
+    assert not found.any() and not completeness_gap(found, same, h, labels).any()
+
+
+@pytest.mark.parametrize(("quantile", "kept"), [(0.0, 16), (0.25, 12), (0.5, 8), (0.9375, 1)])
+def test_quantile_mask_keeps_the_largest_of_each_row(quantile, kept):
+    attributions = features(3, 4, 4)
+    mask = quantile_mask(attributions, quantile)
+    assert mask.flatten(1).sum(1).tolist() == [kept] * 3 and set(mask.unique().tolist()) <= {0.0, 1.0}
+    for row, on in zip(attributions, mask, strict=True):
+        assert kept == 16 or row[on > 0].min() > row[on == 0].max()
+
+
+def test_bad_input_is_refused():
+    model, h = network(), features(4, 3, 3, 3)
+    labels = torch.arange(4)
+    for steps in (0, -1, 2.5, True):
+        with pytest.raises(SpecError, match="steps must be a whole number of at least 1"):
+            integrated_gradients(model, h, labels, steps=steps)
+    for wrong in (labels[:3], labels.double()):
+        with pytest.raises(SpecError, match="a label a row"):
+            integrated_gradients(model, h, wrong)
+    with pytest.raises(TeacherError, match=r"one column of \(B, C\)"):
+        integrated_gradients(lambda x: x, h, labels)
+    with pytest.raises(TeacherError, match="does not depend on these features"):
+        integrated_gradients(lambda x: torch.zeros(4, 5), h, labels)
+    for quantile in (-0.1, 1):
+        with pytest.raises(SpecError, match="quantile must be at least 0 and below 1"):
+            quantile_mask(h, quantile)
