@@ -347,6 +347,8 @@ def test_what_does_not_fit_is_refused_by_name():
         levels(x, x[:, :2], level="high")
     with pytest.raises(MismatchError, match=r"gradients .* of one shape"):
         gradient_attention(x, x[..., :2])
+    with pytest.raises(MismatchError, match="masked_attention is given a mask with values below 0"):
+        masked_attention(x, x, mask=x[:, :1])
     with pytest.raises(MismatchError, match=r"masked_attention takes a mask \(B, h, w\)"):
         masked_attention(x, x, mask=torch.ones(2, 4, 4))
 

@@ -367,11 +367,26 @@ def test_a_regressor_that_is_right_leaves_nothing_to_learn():
     assert loss(student, teacher).item() == pytest.approx(0, abs=1e-20)
 
 
-def test_hint_hands_its_mask_and_its_mean_on():
+def test_hint_hands_its_mask_and_options_on():
     student, teacher, mask = maps(2, 3, 4, 4), maps(2, 3, 4, 4, seed=1), torch.rand(2, 4, 4)
     for over in ("cells", "mask", "rows"):
-        loss = Hint((3, 4, 4), (3, 4, 4), adapter="none", over=over)
-        assert torch.equal(loss(student, teacher, mask=mask), hint(student, teacher, mask=mask, over=over))
+        for quantile in (None, 0.25):
+            loss = Hint((3, 4, 4), (3, 4, 4), adapter="none", over=over, quantile=quantile)
+            expected = hint(student, teacher, mask=mask, over=over, quantile=quantile)
+            assert torch.equal(loss(student, teacher, mask=mask), expected)
+
+
+@pytest.mark.parametrize(("quantile", "kept"), [(0.0, 16), (0.5, 8), (0.75, 4)])
+def test_a_mask_from_attributions_by_quantile(quantile, kept):
+    """Of each image those cells that speak for the label most, however negative; finer ones are averaged first."""
+    attributions = maps(2, 4, 4, seed=3) - 9
+    order = attributions.flatten(1).argsort(dim=1, descending=True)
+    mask = torch.zeros(2, 16).scatter(1, order[:, :kept], 1.0).view(2, 4, 4)
+    student, teacher = maps(2, 3, 4, 4), maps(2, 3, 4, 4, seed=1)
+    expected = hint(student, teacher, mask=mask)
+    torch.testing.assert_close(hint(student, teacher, mask=attributions, quantile=quantile), expected)
+    finer = attributions.repeat_interleave(2, 1).repeat_interleave(2, 2)[:, None]
+    torch.testing.assert_close(hint(student, teacher, mask=finer, quantile=quantile), expected)
 
 
 # -- numbers -------------------------------------------------------------------------------------------
@@ -469,6 +484,10 @@ def test_masks_that_do_not_fit_are_refused():
     for mask in (torch.ones(1, 4, 4), torch.ones(2, 3, 4, 4), torch.ones(4, 4)):
         with pytest.raises(MismatchError, match=r"hint takes a mask \(B, h, w\)"):
             hint(x, x, mask=mask)
+    with pytest.raises(
+        MismatchError, match=r"values below 0, as attributions have: quantile: 0.5 makes a mask"
+    ):
+        hint(x, x, mask=maps(2, 4, 4))
     with pytest.raises(MismatchError, match="at least as fine as its maps"):
         hint(x, x, mask=torch.ones(2, 2, 8))
     with pytest.raises(MismatchError, match=r"for maps \(B, C, H, W\)"):
@@ -491,6 +510,9 @@ def test_options_out_of_range_are_refused():
         Vid((3, 4, 4), (3, 4, 4), variance=0)
     with pytest.raises(SpecError, match=r"adapter='1x2' \(did you mean '1x1'\?\)"):
         Hint((3, 4, 4), (3, 4, 4), adapter="1x2")
+    for quantile in (-0.1, 1, math.nan, "half"):
+        with pytest.raises(SpecError, match="hint: quantile must be"):
+            Hint((3, 4, 4), (3, 4, 4), quantile=quantile)
     with pytest.raises(SpecError, match=r"over='cell' \(did you mean 'cells'\?\)"):
         Hint((3, 4, 4), (3, 4, 4), over="cell")
 

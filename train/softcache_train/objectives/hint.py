@@ -7,19 +7,23 @@ Romero et al. 2015, "FitNets: Hints for Thin Deep Nets", eq. 3. With a mask it w
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from softcache.errors import MismatchError
 from softcache_train.objectives.adapter import Adapter, Shape
 from softcache_train.objectives.checks import check_alike, check_choice
+from softcache_train.objectives.mask import check_quantile, on_cells
 from softcache_train.objectives.precision import both, exactly
 
 OVER = ("cells", "mask", "rows")
 
 
 def hint(
-    student_map: Tensor, teacher_map: Tensor, *, mask: Tensor | None = None, over: str = "cells"
+    student_map: Tensor,
+    teacher_map: Tensor,
+    *,
+    mask: Tensor | None = None,
+    over: str = "cells",
+    quantile: float | None = None,
 ) -> Tensor:
     """1/B · Σᵢ 1/Nᵢ · Σ_chw Mᵢ[h, w] (F_s − F_t)², a scalar; M = 1 without a mask.
 
@@ -29,10 +33,12 @@ def hint(
     FGD's M S_t, whose root is taken there, and of DETRDistill's M ⊙ F it is M².
 
     ``student_map`` and ``teacher_map`` float (B, C, H, W), or (B, D) vectors; ``mask`` (B, h, w) or (B, 1, h, w), at
-    least 0, averaged over areas where it is finer than the maps. At least float32 is computed in. Raises
-    :class:`MismatchError` when shapes differ, and :class:`SpecError` for another ``over``.
+    least 0, averaged over areas where it is finer than the maps; or attributions, of which ``quantile`` makes a mask (see
+    :func:`~softcache_train.objectives.mask.on_cells`). At least float32 is computed in. Raises :class:`MismatchError` when
+    shapes differ, or the mask has values below 0, and :class:`SpecError` for other options.
     """
     check_choice("hint", "over", over, OVER)
+    check_quantile("hint", quantile)
     check_alike(
         "hint",
         "maps (B, C, H, W) or vectors (B, D)",
@@ -46,7 +52,7 @@ def hint(
         squares = (student - teacher).square().mean(dim=1)
         if mask is None:
             return squares.mean() if over != "rows" else squares.sum() * student.shape[1] / len(student)
-        weights = on_cells(mask, student, "hint")
+        weights = on_cells("hint", mask, student, quantile)
         found = (weights * squares).sum(dim=(1, 2))
         if over == "rows":
             return found.mean() * student.shape[1]
@@ -54,20 +60,6 @@ def hint(
             return found.mean() / squares[0].numel()
         covered = weights.sum(dim=(1, 2))
         return (found / covered.where(covered > 0, 1)).mean()
-
-
-def on_cells(mask: Tensor, maps: Tensor, who: str) -> Tensor:
-    """A mask (B, h, w) or (B, 1, h, w) on the cells of maps (B, C, H, W): (B, H, W), of the maps' dtype."""
-    told = f"the mask's {tuple(mask.shape)} and the maps' {tuple(maps.shape)}"
-    if mask.ndim == 4 and mask.shape[1] == 1:
-        mask = mask[:, 0]
-    if maps.ndim != 4 or mask.ndim != 3 or len(mask) != len(maps):
-        raise MismatchError(f"{who} takes a mask (B, h, w) for maps (B, C, H, W), not {told}")
-    size = (maps.shape[2], maps.shape[3])
-    if mask.shape[1] < size[0] or mask.shape[2] < size[1]:
-        raise MismatchError(f"{who} takes a mask at least as fine as its maps, not {told}")
-    weights = mask.detach().to(maps.dtype)
-    return weights if weights.shape[1:] == size else F.adaptive_avg_pool2d(weights, size)
 
 
 class Hint(nn.Module):
@@ -78,7 +70,7 @@ class Hint(nn.Module):
         student_shape, teacher_shape: of one row, (C, h, w) or (D,).
         adapter: ``1x1``, ``3x3``, ``auto`` (``1x1`` where the channels differ) or ``none``.
         batch_norm: behind the convolution.
-        over: see :func:`hint`.
+        over, quantile: see :func:`hint`.
     """
 
     def __init__(
@@ -89,11 +81,13 @@ class Hint(nn.Module):
         adapter: str = "1x1",
         batch_norm: bool = False,
         over: str = "cells",
+        quantile: float | None = None,
     ):
         super().__init__()
         check_choice("hint", "over", over, OVER)
+        check_quantile("hint", quantile)
         self.adapter = Adapter(student_shape, teacher_shape, kind=adapter, batch_norm=batch_norm)
-        self.over = over
+        self.over, self.quantile = over, quantile
 
     def forward(self, student_map: Tensor, teacher_map: Tensor, *, mask: Tensor | None = None) -> Tensor:
-        return hint(self.adapter(student_map), teacher_map, mask=mask, over=self.over)
+        return hint(self.adapter(student_map), teacher_map, mask=mask, over=self.over, quantile=self.quantile)
