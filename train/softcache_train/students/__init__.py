@@ -18,11 +18,34 @@ from softcache_train.students.cifar_resnet import (
     resnet44,
     resnet56,
 )
+from softcache_train.students.deit import deit_nano, deit_tiny
 from softcache_train.students.digits import digits_cnn, digits_mlp
+from softcache_train.students.early_exits import resnet8_exits, resnet20_exits
 
-__all__ = ["digits_cnn", "digits_mlp", "make", "resnet8", "resnet20", "resnet32", "resnet44", "resnet56"]
+__all__ = [
+    "deit_nano",
+    "deit_tiny",
+    "digits_cnn",
+    "digits_mlp",
+    "make",
+    "resnet8",
+    "resnet8_exits",
+    "resnet20",
+    "resnet20_exits",
+    "resnet32",
+    "resnet44",
+    "resnet56",
+]
 
-STUDENTS = {f.__name__: f for f in (resnet8, resnet20, resnet32, resnet44, resnet56, digits_cnn, digits_mlp)}
+STUDENTS = {
+    f.__name__: f
+    for f in (
+        *(resnet8, resnet20, resnet32, resnet44, resnet56),
+        *(resnet8_exits, resnet20_exits),
+        *(deit_nano, deit_tiny),
+        *(digits_cnn, digits_mlp),
+    )
+}
 
 
 def make(name: str, num_classes: int) -> nn.Module:

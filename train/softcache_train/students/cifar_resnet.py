@@ -1,7 +1,8 @@
 """ResNets for 32 × 32 images (He et al. 2016, "Deep Residual Learning", arXiv:1512.03385, §4.2).
 
 Option-A shortcuts: where width or stride changes, the input is subsampled and padded with zero
-channels, so that a shortcut has no parameters.
+channels, so that a shortcut has no parameters. Two places that are no layer have a name too: ``layer3.0.sum``, what a
+block gives before its ReLU, and ``embedding``, the means (B, 64) that are classified.
 """
 
 from __future__ import annotations
@@ -24,13 +25,14 @@ class BasicBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(planes)
         self.changes_shape = stride != 1 or in_planes != planes
         self.pad = planes // 4
+        self.sum = nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
         if self.changes_shape:
             x = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.pad, self.pad))
-        return F.relu(out + x)
+        return F.relu(self.sum(out + x))
 
 
 class CifarResNet(nn.Module):
@@ -50,15 +52,27 @@ class CifarResNet(nn.Module):
         self.layer1 = _stage(16, 16, n, stride=1)
         self.layer2 = _stage(16, 32, n, stride=2)
         self.layer3 = _stage(32, 64, n, stride=2)
+        self.embedding = nn.Identity()
         self.linear = nn.Linear(64, num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                nn.init.kaiming_normal_(module.weight)
+        draw(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.bn1(self.conv1(x)))
-        x = self.layer3(self.layer2(self.layer1(x)))
-        return self.linear(torch.mean(x, dim=(2, 3)))
+        return self.classified(self.layer2(self.stem(x)))
+
+    def stem(self, x: Tensor) -> Tensor:
+        """Images → what the second stage is given, (B, 16, 32, 32)."""
+        return self.layer1(F.relu(self.bn1(self.conv1(x))))
+
+    def classified(self, x: Tensor) -> Tensor:
+        """What the second stage gives, (B, 32, 16, 16) → logits."""
+        return self.linear(self.embedding(torch.mean(self.layer3(x), dim=(2, 3))))
+
+
+def draw(network: nn.Module) -> None:
+    """Fresh weights for its layers (He et al. 2015)."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(module.weight)
 
 
 def _stage(in_planes: int, planes: int, n: int, stride: int) -> nn.Sequential:
