@@ -12,8 +12,10 @@ import toys
 from safetensors.torch import load_file
 from softcache_train import config as configs
 from softcache_train import load_student, loop, objectives, terms, train
-from softcache_train.objectives import Known
+from softcache_train.loader import Loader
+from softcache_train.objectives import Known, Peer
 from softcache_train.progress import Progress
+from softcache_train.taps import Seen
 from torch import nn
 
 import softcache
@@ -140,7 +142,7 @@ def test_an_objective_leaves_the_draws_of_the_student_alone(mapped, source, tmp_
         torch.manual_seed(0)
         config = configs.check({**OPTIONS, "objectives": objectives_})
         student = toys.plain(4)
-        loop._distillation(config, mapped, student, (16, 16), None)
+        loop._distillation(config, mapped, student, (16, 16), (1, 1, 1), None)
         made.append((student.state_dict(), torch.rand(1)))
     (a, x), (b, y) = made
     assert torch.equal(x, y) and all(torch.equal(a[name], b[name]) for name in a)
@@ -213,3 +215,59 @@ def test_mixed_views_are_refused_by_what_cannot_take_them(source, tmp_path):
     asked = configs.check({**OPTIONS, "objectives": [{"regressed": {"target": "logits", "student": "2"}}]})
     with pytest.raises(SpecError, match=r"one image with one label, and the views of .* are mixed"):
         terms.require_targets(asked.terms, mixed)
+
+
+# -- peers, gradients, exits ---------------------------------------------------------------------------------
+
+
+def one_batch(cache, source):
+    return Loader(cache, source, global_batch=10, workers=0).batch(0, 0)
+
+
+def test_a_peer_learns_from_the_student_and_the_student_from_the_peer(cache, source):
+    torch.manual_seed(0)
+    student, term = toys.plain(4), Peer((4,), None, peer="toys:plain")
+    batch = one_batch(cache, source)
+    logits = student(batch.images)
+    term(Seen(batch.images, logits), batch, None).backward()
+    whole = [*student.parameters(), *term.parameters()]
+    moved = [p.grad.clone() for p in whole if p.grad is not None]
+
+    s, p = (net(batch.images).log_softmax(1) for net in (student, term.peer))
+    (p.detach().exp() * (p.detach() - s)).sum().div(
+        len(batch)
+    ).backward()  # KL(peer ‖ student): moves the student
+    own = -p.gather(1, batch.labels[:, None]).mean()
+    (own + (s.detach().exp() * (s.detach() - p)).sum() / len(batch)).backward()
+    again = [p.grad - g for p, g in zip(whole, moved, strict=True) if p.grad is not None]
+    assert len(again) == len(whole)
+    assert all(torch.allclose(a, g, atol=1e-6) for a, g in zip(again, moved, strict=True))
+
+
+def test_mutual_learning_is_a_line_of_a_config(cache, source, tmp_path):
+    run(cache, source, tmp_path, objectives=["ce", {"mutual": {"peer": "toys:plain", "target": "logits"}}])
+    peer = weights(tmp_path, "terms")
+    assert set(peer) == {f"1.loss.peer.{name}" for name in toys.plain(4).state_dict()}
+    own = weights(tmp_path)
+    assert not any(torch.equal(own[n], peer[f"1.loss.peer.{n}"]) for n in own if own[n].ndim > 1)
+
+
+def test_a_students_gradient_is_by_pixels_in_0_to_1(mapped, source):
+    """Whatever it is fed with: the loss is that of two gradients by the same pixels."""
+    batch = one_batch(mapped, source)
+    asked = configs.check({**OPTIONS, "objectives": [{"gradient_attention": {"target": "0"}}]}).terms
+    (term,) = terms.make(asked, mapped, {"": (4,)}, 0, (0.25, 0.25, 0.5))
+    student = toys.plain(4)
+    images = batch.images.requires_grad_()
+    found = term._student(Seen(images, student(images)), batch)
+    pixels = (batch.images.detach() * torch.tensor([0.25, 0.25, 0.5]).view(3, 1, 1)).requires_grad_()
+    fed = pixels / torch.tensor([0.25, 0.25, 0.5]).view(3, 1, 1)
+    loss = torch.nn.functional.cross_entropy(student(fed), batch.labels, reduction="sum")
+    assert torch.allclose(found, torch.autograd.grad(loss, pixels)[0], atol=1e-6)
+
+
+def test_own_exits_are_listened_to(cache, source, tmp_path):
+    run(cache, source, tmp_path, student="resnet8_exits", objectives=["own_exits"], epochs=1)
+    (entry,) = json.loads((tmp_path / "checkpoint.json").read_text())["history"]
+    (told,) = (value for name, value in entry.items() if name.startswith("own_exits"))
+    assert told > 1

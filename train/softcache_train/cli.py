@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 USAGE = """
 softcache-train CONFIG --cache CACHE --source SOURCE [options]
        softcache-train born-again CONFIG --cache CACHE --source SOURCE --generations N -o OUT [options]
+       softcache-train compare CONFIG CONFIG … --cache CACHE --source SOURCE --seeds N -o OUT [options]
        softcache-train demo [options]
 """
 EXAMPLE = """
@@ -53,7 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             return demo.main(argv[1:])
         if argv[:1] == ["born-again"]:
-            return _born_again(_parser(generations=True).parse_args(argv[1:]))
+            return _born_again(_parser("born-again").parse_args(argv[1:]))
+        if argv[:1] == ["compare"]:
+            return _compare(_parser("compare").parse_args(argv[1:]))
         return _train(_parser().parse_args(argv))
     except SoftcacheError as e:
         print(f"softcache-train: {e}", file=sys.stderr)
@@ -63,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _parser(generations: bool = False) -> argparse.ArgumentParser:
+def _parser(command: str = "") -> argparse.ArgumentParser:
     parser = _Parser(
         prog="softcache-train",
         usage=USAGE.strip(),
@@ -71,7 +74,8 @@ def _parser(generations: bool = False) -> argparse.ArgumentParser:
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("config", metavar="CONFIG", help="a YAML file of options")
+    many = "+" if command == "compare" else None
+    parser.add_argument("config", metavar="CONFIG", help="a YAML file of options", nargs=many)
     parser.add_argument(
         "--cache",
         required=True,
@@ -88,14 +92,22 @@ def _parser(generations: bool = False) -> argparse.ArgumentParser:
         metavar="KEY=VALUE",
         help="options over those of CONFIG, values as in YAML",
     )
-    parser.add_argument("-o", "--out", required=generations, help="the run's folder (the option out)")
-    if generations:
+    parser.add_argument("-o", "--out", required=bool(command), help="the run's folder (the option out)")
+    if command == "born-again":
         parser.add_argument(
             "--generations",
             type=int,
             default=3,
             metavar="N",
             help="students, each taught by the one before (3)",
+        )
+    if command == "compare":
+        parser.add_argument("--seeds", type=int, default=3, metavar="N", help="students of each config (3)")
+        parser.add_argument(
+            "--beside",
+            nargs=2,
+            metavar=("FACTORY", "FILE"),
+            help="a network to measure with them, such as the teacher: package.module:factory and its safetensors",
         )
     parser.add_argument(
         "--teacher",
@@ -137,6 +149,24 @@ def _born_again(args: argparse.Namespace) -> int:
         )
     )
     print(born_again.as_json(found) if args.json else born_again.table(found))
+    return 0
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from softcache_train import compare
+    from softcache_train import config as configs
+
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise SpecError("compare trains one student after the other: run it in one process")
+    paths = [Path(path) for path in args.config]
+    if len({path.stem for path in paths}) < len(paths):
+        raise SpecError("two of the configs have one name, by which the table tells them apart")
+    args.config, out = paths[0], Path(args.out)
+    _, cache, source, val_source = _asked(args)
+    asked = {path.stem: configs.load(path, args.set) for path in paths}
+    beside = tuple(args.beside) if args.beside else None
+    rows = compare.run(asked, cache, source, out, args.seeds, val_source=val_source, teacher=beside)
+    print((out / "compare.json").read_text() if args.json else compare.table(rows))
     return 0
 
 

@@ -96,9 +96,10 @@ class Objective(BaseModel):
     @property
     def targets(self) -> tuple[str, ...]:
         """The cache's targets that it learns from."""
-        if OBJECTIVES[self.name].reads == "labels":
+        reads = OBJECTIVES[self.name].reads
+        said = self.target or {"logits": "logits", "gradient": "input.gradient"}.get(reads)
+        if said is None:
             return ()
-        said = self.target or "logits"
         return (said,) if isinstance(said, str) else said
 
     @property
@@ -112,7 +113,7 @@ class Objective(BaseModel):
         if self.student:
             return (self.student,) if isinstance(self.student, str) else self.student
         if OBJECTIVES[self.name].reads != "inside":
-            return ()
+            return OBJECTIVES[self.name].student
         return tuple(name.removesuffix(".attention").removesuffix(".strength") for name in self.targets)
 
     @property
@@ -125,7 +126,7 @@ class Objective(BaseModel):
     def labelled(self) -> bool:
         """Does it learn from labels, too?"""
         known = OBJECTIVES[self.name]
-        return known.reads == "labels" or "labels" in known.given()
+        return known.reads in ("labels", "gradient", "batch") or "labels" in known.given()
 
     @property
     def label(self) -> str:

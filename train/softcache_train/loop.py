@@ -6,7 +6,7 @@ import math
 import signal
 import statistics
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -109,7 +109,7 @@ def _train(
     _check_labels(config, loader, num_classes)
     held_out = validation.load(cache, source, divided, loader.size)
     amp = _autocast_dtype(config, device)
-    whole = _distillation(config, cache, student, loader.size, amp).to(device)
+    whole = _distillation(config, cache, student, loader.size, input_spec["std"], amp).to(device)
     optimizer = _optimizer(config, whole)
     scaler = torch.amp.GradScaler(device.type, enabled=amp is torch.float16)
 
@@ -213,13 +213,17 @@ def learning_rate(config: Config, step: int, steps: int) -> float:
 
 
 def _distillation(
-    config: Config, cache: Cache, student: nn.Module, size: tuple[int, int], amp: torch.dtype | None
+    config: Config,
+    cache: Cache,
+    student: nn.Module,
+    size: tuple[int, int],
+    std: Sequence[float],
+    amp: torch.dtype | None,
 ) -> Distillation:
     tapped = Tapped(student, [name for o in config.terms for name in o.inside])
     device = next(student.parameters()).device
-    return Distillation(
-        tapped, terms.make(config.terms, cache, tapped.shapes(size, device), config.seed), amp
-    )
+    made = terms.make(config.terms, cache, tapped.shapes(size, device), config.seed, std)
+    return Distillation(tapped, made, amp)
 
 
 def _begins(config: Config, epoch: int) -> bool:

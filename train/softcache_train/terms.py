@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -16,7 +16,7 @@ from softcache.errors import MismatchError, SoftcacheError, SpecError, suggest
 from softcache.keyed import hash64
 from softcache_train.config import Objective
 from softcache_train.loader import Batch
-from softcache_train.objectives import OBJECTIVES, combine
+from softcache_train.objectives import OBJECTIVES, combine, input_gradient
 from softcache_train.taps import Seen, Tapped
 from softcache_train.targets import BatchTarget, Dense, Parts
 
@@ -26,16 +26,21 @@ Shape = tuple[int, ...]
 class Term(nn.Module):
     """One objective: what of the student, against which target, and what it learns itself (adapters, a memory)."""
 
-    def __init__(self, asked: Objective, cache: Cache, shapes: Mapping[str, Shape]):
+    std: Tensor
+
+    def __init__(self, asked: Objective, cache: Cache, shapes: Mapping[str, Shape], std: Sequence[float]):
         super().__init__()
         self.asked, self.known = asked, OBJECTIVES[asked.name]
+        self.register_buffer(
+            "std", torch.tensor(std).view(3, 1, 1), persistent=False
+        )  # of the student's pixels
         self.loss: Callable[..., Tensor] = self._made(cache, shapes)
 
     def _made(self, cache: Cache, shapes: Mapping[str, Shape]) -> Callable[..., Tensor]:
         if not self.known.has_state:
             return partial(self.known.loss, **self.asked.options)
         theirs = [cache.targets[name].shape for name in self.asked.targets]
-        ours = [shapes[name] for name in self.asked.inside]
+        ours = [shapes[name] for name in self.asked.inside or [""]]
         more = (
             {"samples": cache.samples} if "samples" in inspect.signature(self.known.loss).parameters else {}
         )
@@ -44,9 +49,17 @@ class Term(nn.Module):
     def forward(self, seen: Seen, batch: Batch) -> Tensor:
         if self.known.reads == "labels":
             return self.known.loss(seen.logits, batch.labels, batch.partner_labels, batch.lam)
-        return self.loss(self._student(seen), self._teacher(batch), **self._given(batch))
+        if self.known.reads == "exits":
+            found = self._student(seen, batch)
+            exits = len(found) // 2
+            return self.loss(found[:exits], found[exits:], **self._given(batch))
+        if self.known.reads == "batch":
+            return self.loss(seen, batch, *(self.asked.targets or (None,)))
+        return self.loss(self._student(seen, batch), self._teacher(batch), **self._given(batch))
 
-    def _student(self, seen: Seen) -> Any:
+    def _student(self, seen: Seen, batch: Batch) -> Any:
+        if self.known.reads == "gradient":
+            return input_gradient(seen.logits, seen.images, batch.labels) / self.std
         if not self.asked.inside:
             return seen.logits
         found = [seen.inside[name] for name in self.asked.inside]
@@ -86,17 +99,22 @@ class Distillation(nn.Module):
         """Each term's loss, unweighted, (terms,); 0 of those whose turn is not in this epoch. With ``first``, a term that
         teaches nothing is a :class:`MismatchError`."""
         kind = batch.images.device.type
+        images = batch.images
+        if any(OBJECTIVES[term.asked.name].reads == "gradient" for term in self._all()):
+            images = images.detach().requires_grad_()
         with torch.autocast(kind, self._amp) if self._amp else nullcontext():
-            seen = self.student(batch.images)
+            seen = self.student(images)
         losses = []
-        for term in self.terms:
-            assert isinstance(term, Term)
+        for term in self._all():
             on = term.asked.start <= epoch and (term.asked.stop is None or epoch < term.asked.stop)
             loss = term(seen, batch) if on else seen.logits.sum() * 0
             if on and first:
                 self._require_lesson(term, loss)
             losses.append(loss.to(torch.promote_types(loss.dtype, torch.float32)))
         return torch.stack(losses)
+
+    def _all(self) -> list[Term]:
+        return [term for term in self.terms if isinstance(term, Term)]
 
     def _require_lesson(self, term: Term, loss: Tensor) -> None:
         learns = [p for p in self.student.parameters() if p.requires_grad]
@@ -112,14 +130,20 @@ class Distillation(nn.Module):
             )
 
 
-def make(objectives: Iterable[Objective], cache: Cache, shapes: Mapping[str, Shape], seed: int) -> list[Term]:
+def make(
+    objectives: Iterable[Objective],
+    cache: Cache,
+    shapes: Mapping[str, Shape],
+    seed: int,
+    std: Sequence[float],
+) -> list[Term]:
     """The terms, their adapters drawn anew: each from a stream of its own, so that none changes the student's."""
     made = []
     for i, asked in enumerate(objectives):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(hash64("term", seed, i))
             try:
-                made.append(Term(asked, cache, shapes))
+                made.append(Term(asked, cache, shapes, std))
             except SoftcacheError as e:
                 raise type(e)(f"objective {asked.label}: {e}") from e
     return made

@@ -35,6 +35,7 @@ from softcache_train.objectives.mutual import mutual
 from softcache_train.objectives.nst import nst
 from softcache_train.objectives.own_exits import own_exits
 from softcache_train.objectives.pearson import Pearson, pearson
+from softcache_train.objectives.peer import Peer
 from softcache_train.objectives.probs_mse import probs_mse
 from softcache_train.objectives.rkd import rkd
 from softcache_train.objectives.vid import Vid
@@ -48,6 +49,7 @@ __all__ = [
     "InfoNCE",
     "Known",
     "Pearson",
+    "Peer",
     "Vid",
     "activation_boundary",
     "attention",
@@ -83,14 +85,17 @@ OF_BATCH = ("labels", "mask", "index")
 class Known:
     """A loss that a config may name.
 
-    ``reads``: ``labels`` of the batch; ``logits``, a target of class logits; or ``inside``, what a module of the student
-    gives and a target of one of ``kinds``. ``mixes``: does it know what to do with mixed views?
+    ``reads``: ``labels`` of the batch; ``logits``, a target of class logits; ``inside``, what a module of the student
+    gives and a target of one of ``kinds``; ``gradient``, that of the student's loss by the image, and such a target; or
+    ``batch``, the student's answer and the whole batch; or ``exits``, modules of ``student`` alone, logits and then as many
+    features. ``mixes``: does it know what to do with mixed views?
     """
 
     loss: Callable[..., Any]
     reads: str = "logits"
     kinds: tuple[str, ...] = ("logits",)
     mixes: bool = True
+    student: tuple[str, ...] = ()
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -108,12 +113,35 @@ class Known:
         return tuple(name for name in OF_BATCH if name in inspect.signature(call).parameters)
 
 
+MAPS = ("feature_map",)
+STRONG = ("feature_map", "attention_map")
+EXITS = ("exit1", "exit2", "linear", "exit1.embedding", "exit2.embedding", "embedding")  # of our own students
+ROWS = ("embedding", "feature_map", "logits")
+
 OBJECTIVES: dict[str, Known] = {
-    "ce": Known(cross_entropy, reads="labels", kinds=()),
+    "activation_boundary": Known(ActivationBoundary, "inside", MAPS),
+    "attention": Known(attention, "inside", STRONG),
+    "cc": Known(cc, "inside", ROWS),
+    "ce": Known(cross_entropy, "labels", ()),
+    "channelwise": Known(Channelwise, "inside", MAPS),
+    "crd": Known(CRD, "inside", ROWS),
     "dist": Known(dist),
     "dkd": Known(dkd, mixes=False),
+    "fsp": Known(fsp, "inside", MAPS),
+    "gradient_attention": Known(gradient_attention, "gradient", ("attribution",), mixes=False),
+    "gram": Known(gram, "inside", MAPS),
     "hard": Known(hard),
+    "hint": Known(Hint, "inside", ("feature_map", "embedding")),
+    "infonce": Known(InfoNCE, "inside", ROWS),
     "kd": Known(kd),
+    "levels": Known(levels, "inside", MAPS),
     "logits_mse": Known(logits_mse),
+    "masked_attention": Known(masked_attention, "inside", STRONG, mixes=False),
+    "mutual": Known(Peer, "batch"),
+    "nst": Known(nst, "inside", MAPS),
+    "own_exits": Known(own_exits, "exits", (), mixes=False, student=EXITS),
+    "pearson": Known(Pearson, "inside", MAPS),
     "probs_mse": Known(probs_mse),
+    "rkd": Known(rkd, "inside", ROWS),
+    "vid": Known(Vid, "inside", MAPS),
 }
