@@ -193,6 +193,7 @@ def test_what_does_not_fit_is_refused():
         ([maps] * 2, [maps] * 3),
         ([maps, maps[:1]], [maps] * 2),
         (maps[0], [maps] * 2),
+        (maps, maps),
     ):
         with pytest.raises(MismatchError, match="fsp takes two maps"):
             fsp(*given)

@@ -319,3 +319,11 @@ def test_maps_are_vectors(loss):
 def test_other_samples_are_refused(loss, shapes):
     with pytest.raises(MismatchError):
         loss(torch.ones(shapes[0]), torch.ones(shapes[1]))
+
+
+def test_several_layers_in_one_term_are_refused():
+    for loss in (rkd, cc):
+        with pytest.raises(MismatchError, match=f"{loss.__name__} learns from .* is a tuple"):
+            loss((draw(4, 4),) * 2, (draw(4, 4),) * 2)
+    with pytest.raises(MismatchError, match="infonce compares one layer of each, and the teacher's are"):
+        InfoNCE((4,), ((4,), (4,)))

@@ -31,8 +31,8 @@ def cc(student_embedding: Tensor, teacher_embedding: Tensor, *, gamma: float = 0
     check_least("cc", 1, order=order)
     if order != int(order):
         raise SpecError(f"cc: order counts terms of a series, and is a whole number, not {order}")
-    with exactly(student_embedding):
-        student, teacher = rows("cc", student_embedding, teacher_embedding, least=2)
+    student, teacher = rows("cc", student_embedding, teacher_embedding, least=2)
+    with exactly(student):
         return F.mse_loss(_kernel(student, gamma, order), _kernel(teacher, gamma, order))
 
 

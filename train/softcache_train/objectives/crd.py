@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from softcache.errors import MismatchError, SpecError, counted
 from softcache_train.objectives.checks import check_least
 from softcache_train.objectives.precision import exactly
-from softcache_train.objectives.rows import require_shapes, rows, unit
+from softcache_train.objectives.rows import require_shapes, rows, unit, width
 
 
 class CRD(nn.Module):
@@ -57,7 +57,8 @@ class CRD(nn.Module):
             raise SpecError(f"crd: momentum is what is kept of a vector, and below 1, not {momentum}")
         self.shapes = tuple(student_shape), tuple(teacher_shape)
         self.samples, self.negatives = samples, negatives
-        self.student, self.teacher = (nn.Linear(math.prod(shape), dim) for shape in self.shapes)
+        self.student = nn.Linear(width("crd", "student", student_shape), dim)
+        self.teacher = nn.Linear(width("crd", "teacher", teacher_shape), dim)
         self.of_student, self.of_teacher = (Memory(samples, dim, tau, momentum) for _ in range(2))
 
     def forward(self, student_embedding: Tensor, teacher_embedding: Tensor, *, index: Tensor) -> Tensor:

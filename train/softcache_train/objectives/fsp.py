@@ -24,8 +24,8 @@ def fsp(student_maps: Sequence[Tensor], teacher: Sequence[Tensor] | Tensor) -> T
     (arXiv:1910.10699), whose weight is 50. No sample is compared with another. Raises :class:`MismatchError` for other
     shapes.
     """
-    theirs = [teacher] if isinstance(teacher, Tensor) else list(teacher)
-    shapes = [tuple(x.shape) for x in student_maps], [tuple(x.shape) for x in theirs]
+    maps, theirs = ([x] if isinstance(x, Tensor) else list(x) for x in (student_maps, teacher))
+    shapes = [tuple(x.shape) for x in maps], [tuple(x.shape) for x in theirs]
     ours, given = ([len(shape) for shape in one] for one in shapes)
     samples = {shape[:1] for shape in (*shapes[0], *shapes[1])}
     if ours != [4, 4] or given not in ([4, 4], [3]) or len(samples) > 1:
@@ -33,7 +33,7 @@ def fsp(student_maps: Sequence[Tensor], teacher: Sequence[Tensor] | Tensor) -> T
             "fsp takes two maps of the student's (B, C, H, W), and the teacher's two or their matrices (B, C, C'), of the "
             f"same samples, not {shapes[0]} and {shapes[1]}"
         )
-    with exactly(student_maps[0]):
-        student = products(*alike(*map(promoted, student_maps)))
+    with exactly(maps[0]):
+        student = products(*alike(*map(promoted, maps)))
         theirs = [x.detach().to(student.dtype) for x in theirs]
         return difference("fsp", student, products(*alike(*theirs)) if len(theirs) == 2 else theirs[0])

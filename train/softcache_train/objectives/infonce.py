@@ -5,15 +5,13 @@ van den Oord, Li, Vinyals 2018, "Representation Learning with Contrastive Predic
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from softcache_train.objectives.checks import check_least
 from softcache_train.objectives.precision import exactly
-from softcache_train.objectives.rows import require_shapes, rows, unit
+from softcache_train.objectives.rows import require_shapes, rows, unit, width
 
 
 class InfoNCE(nn.Module):
@@ -29,7 +27,8 @@ class InfoNCE(nn.Module):
         super().__init__()
         check_least("infonce", 0, above=True, tau=tau)
         self.shapes, self.tau = (tuple(student_shape), tuple(teacher_shape)), tau
-        ours, theirs = (math.prod(shape) for shape in self.shapes)
+        ours = width("infonce", "student", student_shape)
+        theirs = width("infonce", "teacher", teacher_shape)
         self.projection = nn.Linear(ours, theirs) if ours != theirs else nn.Identity()
 
     def forward(self, student_embedding: Tensor, teacher_embedding: Tensor) -> Tensor:

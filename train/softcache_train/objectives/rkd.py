@@ -37,8 +37,8 @@ def rkd(
     and :class:`SpecError` for weights that are negative or both 0.
     """
     check_weights("rkd", distance=distance, angle=angle)
-    with exactly(student_embedding):
-        student, teacher = rows("rkd", student_embedding, teacher_embedding, least=3)
+    student, teacher = rows("rkd", student_embedding, teacher_embedding, least=3)
+    with exactly(student):
         loss = student.new_zeros(())
         if distance:
             loss = loss + distance * F.smooth_l1_loss(_distances(student), _distances(teacher))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -24,6 +27,15 @@ def rows(who: str, student: Tensor, teacher: Tensor, least: int) -> tuple[Tensor
         )
     student, teacher = both(student, teacher)
     return student.flatten(1), teacher.flatten(1)
+
+
+def width(who: str, whose: str, shape: Sequence[int]) -> int:
+    """Of the vector that a row of ``shape`` is. Raises :class:`MismatchError` where it is several shapes."""
+    if not all(isinstance(n, int) for n in shape):
+        raise MismatchError(
+            f"{who} compares one layer of each, and the {whose}'s are {shape}: give each a term"
+        )
+    return math.prod(shape)
 
 
 def require_shapes(who: str, given: tuple[Tensor, Tensor], made: tuple[tuple[int, ...], ...]) -> None:
