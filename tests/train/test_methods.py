@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from softcache_train import Loader, loop, online, students, train
 from softcache_train import config as configs
-from softcache_train import train
+from softcache_train.objectives import OBJECTIVES
 
 import softcache as sc
 from softcache.codecs import parse
@@ -75,3 +78,44 @@ def test_a_config_says_what_its_cache_holds(path):
     for _, spec in said:
         parse(spec)
     assert {name for name, _ in said} == set(configs.load(path).targets)
+
+
+def test_every_objective_has_a_row_and_a_config():
+    page = (Path(__file__).parents[2] / "docs" / "methods.md").read_text()
+    used = {o.name for path in METHODS for o in configs.load(path).terms}
+    assert set(OBJECTIVES) <= used
+    for name in set(OBJECTIVES) - {"ce"}:
+        assert f"`{name}" in page, name
+
+
+@pytest.fixture(scope="module")
+def batches(built, shared_data):
+    """One batch, its targets from the cache and from the living teacher."""
+    cache, source = built
+    weights = str(shared_data / "weights" / "cifar10_resnet56.safetensors")
+    live = online.load(cache, "softcache_train.students:resnet56", weights, list(TARGETS), "cpu")
+    return [
+        Loader(cache, source, global_batch=24, workers=0, target_source=of).batch(0, 0) for of in (None, live)
+    ]
+
+
+@pytest.mark.parametrize("path", METHODS, ids=lambda p: p.stem)
+def test_the_loss_from_the_cache_is_that_of_the_living_teacher(path, built, batches):
+    """Within a thousandth where halves or bytes of logits are kept; of signs, which lose nothing, within a millionth."""
+    cache, _ = built
+    config = configs.load(path)
+    torch.manual_seed(0)
+    student = students.make(config.student, 10).train()
+    whole = loop._distillation(config, cache, student, (32, 32), (0.229, 0.224, 0.225), None)
+    found = []
+    for batch in batches:
+        state = copy.deepcopy(whole.state_dict())
+        torch.manual_seed(1)
+        found.append(torch.stack([whole(batch, epoch) for epoch in (0, 3)]).detach())
+        whole.load_state_dict(state)
+    for i, term in enumerate(config.terms):
+        kept, said = (losses[:, i] for losses in found)
+        rel = 3e-3 if any(TARGETS[name] == "int8" for name in term.targets) else 1e-3
+        if term.name == "activation_boundary":
+            rel = 1e-6  # in a batch of another size a value may pass 0
+        assert torch.allclose(kept, said, rtol=rel, atol=1e-7), (term.label, kept, said)
