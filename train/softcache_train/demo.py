@@ -12,7 +12,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 import softcache as sc
 import softcache_train as st
@@ -30,7 +30,7 @@ from softcache_train import students
 from softcache_train.commands import say, softcache
 from softcache_train.demo_report import closing, draw, require_matplotlib, table
 from softcache_train.demo_score import THREE, Found, Judge, cost
-from softcache_train.loader import normalise, stack_views
+from softcache_train.loader import Batch, normalise, stack_views
 from softcache_train.objectives import cross_entropy
 from softcache_train.students.digits import INPUT_SPEC
 
@@ -39,6 +39,12 @@ TEACHER, STUDENT = "digits_cnn", "digits_mlp"
 RECIPE, VIEWS = "crop(8, pad=1)", 8
 T = 8.0
 BATCH, TEACHER_EPOCHS, EPOCHS, SEEDS = 64, 40, 160, 5
+
+Loss = Callable[[Tensor, Batch], Tensor]
+LOSSES: dict[str, Loss] = {
+    "hard labels": lambda logits, batch: cross_entropy(logits, batch.labels),
+    "cache": lambda logits, batch: st.kd(logits, batch["logits"], T=T),
+}
 
 CONFIG = f"""\
 # A student of the demo's cache, from all ten digits.
@@ -108,11 +114,11 @@ def run(out: Path, seeds: int, epochs: int) -> Found:
     samples = np.flatnonzero(train.labels != THREE)  # cache.ids are the source's, in order
     say(f"\nstudents: of the cache's {cache.samples} digits they see the {len(samples)} that are no 3")
     judge, scores, shown = Judge.of(teacher, val, test), {}, np.zeros(10, np.int64)
-    for kind in ("hard labels", "cache"):
+    for kind in LOSSES:
         scores[kind] = []
         for seed in range(seeds):
             loader = st.Loader(cache, train, samples=samples, global_batch=BATCH, seed=seed, workers=0)
-            student, seen = train_student(loader, seed, epochs, soft=kind == "cache")
+            student, seen = train_student(loader, seed, epochs, LOSSES[kind])
             score = judge(student)
             say(
                 f"  from {kind}, seed {seed}: {score.threes:.1%} of the 3s, {score.shifted_threes:.1%} shifted"
@@ -188,8 +194,8 @@ def train_teacher(source: sc.Source) -> nn.Module:
     return teacher.eval()
 
 
-def train_student(loader: st.Loader, seed: int, epochs: int, *, soft: bool) -> tuple[nn.Module, np.ndarray]:
-    """A student of what the teacher said (``soft``) or of the labels, from the same views in the same order.
+def train_student(loader: st.Loader, seed: int, epochs: int, loss_of: Loss) -> tuple[nn.Module, np.ndarray]:
+    """A student of what ``loss_of`` its logits and a batch says, from the same views in the same order.
 
     Also how many images of each digit it was shown, int64 (10,).
     """
@@ -200,8 +206,7 @@ def train_student(loader: st.Loader, seed: int, epochs: int, *, soft: bool) -> t
     shown = np.zeros(10, np.int64)
     for _ in range(epochs):
         for batch in loader:
-            logits = student(batch.images)
-            loss = st.kd(logits, batch["logits"], T=T) if soft else cross_entropy(logits, batch.labels)
+            loss = loss_of(student(batch.images), batch)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
