@@ -128,6 +128,16 @@ def test_boxes_are_clipped_and_the_bound_says_so(value: float, kept: float):
     assert infinite[0, 3, 1] and infinite.sum() == 1
 
 
+@every_spec
+def test_one_class_and_nothing_else(text: str):
+    codec, values = bound_to(text, Layout({"logits": 1, "boxes": 4})), answers(Layout({"boxes": 4}), 2)
+    logits = np.random.default_rng(3).normal(-3, 2, (2, ITEMS_OF, 1)).astype(np.float32)
+    values = np.concatenate([logits, values], axis=2)
+    kept = codec.decode(codec.encode(values), values.shape[1:])
+    said = codec.exact(values).take(kept.index)
+    assert np.abs(kept.scores() - said.scores()).max() < 0.004
+
+
 @every_layout
 @every_spec
 def test_fields_are_what_was_announced(text: str, layout: Layout):
