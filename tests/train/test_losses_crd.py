@@ -217,6 +217,7 @@ def test_what_does_not_fit_is_refused():
         {"dim": 0},
         {"negatives": 0},
         {"negatives": 1.5},
+        {"dim": 3.0},
         {"tau": 0},
         {"tau": "1"},
         {"momentum": 1},

@@ -51,7 +51,7 @@ class CRD(nn.Module):
         check_least("crd", 0, above=True, tau=tau)
         check_least("crd", 0, momentum=momentum)
         for name, number in (("dim", dim), ("negatives", negatives)):
-            if number != int(number):
+            if not isinstance(number, int):
                 raise SpecError(f"crd: {name} is a whole number, not {number}")
         if momentum >= 1:
             raise SpecError(f"crd: momentum is what is kept of a vector, and below 1, not {momentum}")
