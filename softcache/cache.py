@@ -14,7 +14,9 @@ import numpy as np
 from softcache import manifest as m
 from softcache import pulled, spec, tars, views
 from softcache.arrays import block_arrays, constant, view_rows
+from softcache.beside import Beside
 from softcache.block import Block
+from softcache.codecs import Fields
 from softcache.documents import read_identity, read_ids, read_manifest, read_receipt
 from softcache.errors import (
     DamageError,
@@ -118,6 +120,7 @@ class Cache:
         self.tars: tars.Tars | None = None
         shards = Files(store) if here is None else pulled.Some(store, here)
         self.reader = Reader(shards, self.grid, list(self.arrays.values()), check)
+        self._beside = Beside(self)
 
     @property
     def path(self) -> Path:
@@ -337,7 +340,12 @@ class Cache:
     def _target(self, name: str, view: int, positions: np.ndarray, slab: bool) -> Any:
         self._require(name)
         slab = slab and self.whole_view(name, view)
-        return self.targets[name].decode(self.reader.fields(f"targets/{name}", view, positions, slab))
+        fields = self.reader.fields(f"targets/{name}", view, positions, slab)
+        return self.targets[name].decode(fields | self.beside(name, positions))
+
+    def beside(self, name: str, positions: np.ndarray) -> Fields:
+        """What rows of a target at these positions are decoded with beside their own fields."""
+        return self._beside(name, positions)
 
     def whole_view(self, target: str, view: int) -> bool:
         """Are all rows of a target (``view``: of the views themselves) here, in one view?"""

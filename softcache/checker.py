@@ -13,9 +13,11 @@ import numpy as np
 from softcache import cache as caches
 from softcache import canary, inventory, measure, pulled, tars
 from softcache import manifest as m
+from softcache.bases import digest as bases_digest
 from softcache.cache import Cache
-from softcache.codecs import NOTHING
+from softcache.codecs import NOTHING, Objects
 from softcache.codecs.fixed import HIGH, LOW
+from softcache.documents import read_receipt
 from softcache.errors import DamageError, MismatchError, NotBuilt
 from softcache.identity import differences
 from softcache.keyed import draws
@@ -25,7 +27,7 @@ from softcache.probe import answers
 from softcache.probes import Probes, visible
 from softcache.recipe import View, gather, render
 from softcache.source import Boxes, Source
-from softcache.targets import Items
+from softcache.targets import Items, Target
 from softcache.teachers import Teacher
 from softcache.teachers.named import called, require_living
 
@@ -92,6 +94,7 @@ def verify(cache: Cache | str | Path, *, read_data: bool = False) -> list[Damage
         problem = inventory.problem(cache, one, read_data)
         if problem:
             found.append(Damage(one.file, problem, one.target, one.field, one.view, one.shard))
+    found += _other_bases(cache) if read_data and not found and not cache.tars else ()
     foreign = [name for name in cache.store.names() if name not in known]
     return found + [Damage(name, FOREIGN) for name in inventory.unexpected(cache, foreign)]
 
@@ -102,6 +105,26 @@ def _lost_tables(cache: Cache) -> Iterator[Damage]:
             cache.table(part.number)
         except DamageError as e:
             yield Damage(part.table_file, str(e))
+
+
+def _other_bases(cache: Cache) -> Iterator[Damage]:
+    """Bases that are others than those that a block's rows were encoded against, as its receipt says."""
+    for part in cache.parts:
+        names, grid = [name for name, target in part.targets.items() if target.shared], part.grid
+        for index in range(grid.blocks_per_view if names else 0):
+            first = grid.block(0, index)
+            positions = np.arange(first.start, first.start + first.rows)
+            bases = {name: bases_digest(cache.beside(name, positions)) for name in names}
+            for view in range(grid.first, grid.views):
+                block = grid.block(view, index)
+                if not cache.store.exists(name := part.receipt(block)):
+                    continue  # it was not pulled
+                for target, digest in read_receipt(cache.store, part, block)[0].anchors.items():
+                    if bases.get(target) != digest:
+                        problem = (
+                            "its rows were encoded against other bases than the constants in anchors/ are"
+                        )
+                        yield Damage(name, problem, target, None, view, index)
 
 
 # -- against a living teacher ------------------------------------------------------------------------------
@@ -168,13 +191,19 @@ def verify_live(
         kept = [cache.read(v, np.array([s]), [name])[name] for s, v in chosen]
         again = [a.take(k.index) if isinstance(a, Items) else a for a, k in zip(again, kept, strict=True)]
         lost = [
-            target.decode(target.encode(row[None], [shown]))
-            for row, shown in zip(live[target.tap], objects, strict=True)
+            _lost(cache, target, row[None], shown, sample)
+            for row, shown, (sample, _) in zip(live[target.tap], objects, chosen, strict=True)
         ]
         found[name] = {"cache": _means(said, kept), "control": _means(said, again)}
         for side, values, noise in (("cache", kept, again), ("control", again, said)):
             found[name][side]["wrong"] = float(_wrong(said, values, noise, lost).sum())
     return found
+
+
+def _lost(cache: Cache, target: Target, said: np.ndarray, shown: Objects, sample: int) -> Any:
+    """What is left of a row that was said of a sample."""
+    beside = cache.beside(target.name, cache.grid.positions(np.array([sample])))
+    return target.decode(target.encode(said, [shown], beside) | beside)
 
 
 def _parts_of(cache: Cache, teacher: Teacher, name: str | None) -> tuple[Part, ...]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
@@ -38,6 +39,7 @@ def finish(job: Job, licences: Mapping[str, str] | None = None) -> None:
                 _write_metadata(job)
                 break
         time.sleep(0.05)
+    job.bases.drop()
     job.store.drop_claims()
 
 
@@ -83,12 +85,12 @@ def _write_manifest(job: Job, licences: Mapping[str, str]) -> None:
 def _seal(job: Job, receipts: list[tuple[m.Receipt, bytes]], invalid: list[int]) -> m.Sealed:
     """Write what follows from a part's receipts. Returns its place in the manifest."""
     constants = {}
-    for array, values in _constants(job, invalid):
-        data = array.encode(values)
-        if not job.store.exists(array.file()) or job.store.get(array.file()) != data:
-            job.store.put(array.file(), data)
-        entry = m.Entry.of(data).model_dump()
-        constants[array.path] = m.Constant(**entry, dtype=array.dtype, shape=list(array.shape))
+    for array, pieces in _constants(job, invalid):
+        entry = _entry(pieces())
+        if not _holds(job, array.file(), entry):
+            job.store.put(array.file(), pieces())
+        constants[array.path] = m.Constant(**entry.model_dump(), dtype=array.dtype, shape=list(array.shape))
+    bases = [constants[a.path].bytes for fields in job.bases.made.values() for a in fields.values()]
     table = m.pack_table(receipts)
     job.store.put(job.part.table_file, table)
     return m.Sealed(
@@ -96,7 +98,9 @@ def _seal(job: Job, receipts: list[tuple[m.Receipt, bytes]], invalid: list[int])
         constants=constants,
         identity_file=m.Entry.of(job.identity.to_bytes()),
         files=m.Entry.of(table),
-        report=measure.report([r for r, _ in receipts], job.targets, probe.equivariance(job, invalid)),
+        report=measure.report(
+            [r for r, _ in receipts], job.targets, probe.equivariance(job, invalid), sum(bases)
+        ),
     )
 
 
@@ -105,13 +109,14 @@ def _mend(job: Job, sealed: m.Sealed) -> None:
     store, names = job.store, {c.array(path).file(): c for path, c in sealed.constants.items()}
     if any(store.size(name) != entry.bytes for name, entry in names.items()):
         invalid = caches.open(store.root).invalid.tolist()
-        for array, values in _constants(job, invalid):
+        for array, pieces in _constants(job, invalid):
             if array.file() in names:
-                put_again(job, array.file(), array.encode(values), names[array.file()])
+                put_again(job, array.file(), _entry(pieces()), pieces, names[array.file()])
     if job.table is None:
         table = m.pack_table([_whole(job, block) for block in job.grid.blocks()])
-        put_again(job, job.part.table_file, table, sealed.files)
-    put_again(job, job.part.identity_file, job.identity.to_bytes(), sealed.identity_file)
+        put_again(job, job.part.table_file, m.Entry.of(table), lambda: table, sealed.files)
+    identity = job.identity.to_bytes()
+    put_again(job, job.part.identity_file, m.Entry.of(identity), lambda: identity, sealed.identity_file)
 
 
 def _whole(job: Job, block: Block) -> tuple[m.Receipt, bytes]:
@@ -124,6 +129,11 @@ def _whole(job: Job, block: Block) -> tuple[m.Receipt, bytes]:
                 f"{job.store.path(name)} is missing or was cut since it was written: delete "
                 f"{job.store.path(job.part.receipt(block))} and run the same command again, to make its block anew"
             )
+    if receipt.anchors != job.bases.digests(block):
+        raise DamageError(
+            f"{job.store.path(job.part.receipt(block))}: its rows were encoded against other bases than there are: delete "
+            "it, and run the same command again, to make its block anew"
+        )
     return receipt, raw
 
 
@@ -143,14 +153,38 @@ def _canaries(job: Job, invalid: list[int]) -> list[tuple[Array, np.ndarray]]:
     return [(constant(f"canary/{n}", v.shape, v.dtype.name), v) for n, v in named.items()]
 
 
-def _constants(job: Job, invalid: list[int]) -> list[tuple[Array, np.ndarray]]:
-    """Ids and canaries, of the first part; and what the teacher has that is the same for every image."""
+Pieces = Callable[[], Iterable[bytes]]  # the bytes of a file, made anew
+
+
+def _entry(pieces: Iterable[bytes]) -> m.Entry:
+    """Digest and size of what may be larger than memory."""
+    digest, size = hashlib.sha256(), 0
+    for piece in pieces:
+        digest.update(piece)
+        size += len(piece)
+    return m.Entry(sha256=digest.hexdigest(), bytes=size)
+
+
+def _holds(job: Job, name: str, entry: m.Entry) -> bool:
+    return job.store.size(name) == entry.bytes and job.store.digest(name) == entry.sha256
+
+
+def _constants(job: Job, invalid: list[int]) -> list[tuple[Array, Pieces]]:
+    """Ids and canaries, of the first part; what the teacher has that is the same for every image; and bases."""
     path, first = job.part.constant, job.part.number == 0
     offered = [
         (constant(path(f"constants/{n}"), v.shape, v.dtype.name), v)
         for n, v in constants_of(job.teacher).items()
     ]
-    return [*ids_arrays(job.source.ids), *_canaries(job, invalid), *offered] if first else offered
+    small = [*ids_arrays(job.source.ids), *_canaries(job, invalid), *offered] if first else offered
+    return [
+        *((array, lambda array=array, values=values: [array.encode(values)]) for array, values in small),
+        *(
+            (array, lambda array=array, name=name, field=field: array.pieces(job.bases.pieces(name, field)))
+            for name, fields in job.bases.made.items()
+            for field, array in fields.items()
+        ),
+    ]
 
 
 def _write_metadata(job: Job) -> None:

@@ -114,7 +114,8 @@ def unexpected(cache: Cache, names: Iterable[str]) -> list[str]:
 
 def _expects(part: Part, arrays: Mapping[str, Array], name: str) -> bool:
     """May a file of this name be there while the part is being made?"""
-    if name in (part.identity_file, part.table_file) or name.startswith(part.constant("constants/")):
+    own = tuple(part.constant(f"{root}/") for root in ("constants", "anchors"))
+    if name in (part.identity_file, part.table_file) or name.startswith(own):
         return True
     path, _, file = name.rpartition("/")
     place = _PLACE.fullmatch(file)  # the names are not listed: a part may have any number of blocks

@@ -14,6 +14,7 @@ import softcache
 from softcache import cache as caches
 from softcache import manifest as m
 from softcache import probes
+from softcache.bases import Bases
 from softcache.beginning import begin, begun, check_follows, continued, refusal
 from softcache.block import Grid
 from softcache.codecs import Objects, is_boxed, is_labelled
@@ -59,8 +60,8 @@ _BLOCK_ROWS = 8192  # and at most this many rows
 class Job:
     """Everything a builder needs, agreed with what the store already holds.
 
-    ``cache`` is read for the views of a part that brings none. ``sealed`` and ``table``: what the manifest says of the part,
-    where it is there already, and misses files.
+    ``bases``: what its views are encoded against. ``cache`` is read for the views of a part that brings none. ``sealed`` and
+    ``table``: what the manifest says of the part, where it is there already, and misses files.
     """
 
     store: Store
@@ -71,6 +72,7 @@ class Job:
     labels: np.ndarray
     skip_corrupt: bool
     image: Kept
+    bases: Bases
     cache: caches.Cache | None = None
     sealed: m.Sealed | None = None
     table: np.ndarray | None = None
@@ -167,6 +169,7 @@ def prepare(
     if stored is None:
         targets = _resolve(said or {}, asked, layouts_of(teacher))
         _check_classes(classes, targets, named)
+        _check_views(targets, views)
         answer = sketch(said, asked) if teacher.probed else None
         _try(recipe, source)
         constants_of(teacher)  # which are written at the end, and refused now
@@ -188,7 +191,8 @@ def prepare(
     # of a part of the source as large a share: a pilot then goes at the build's pace
     image = Kept(source, int(ROOM * source.share) if recipe.mixed or recipe.tiled else 0)
     seen = None if part.brings_views else caches.open(store.root)
-    return Job(store, source, teacher, recipe, part, labels, skip_corrupt, image, seen)
+    bases = Bases(store, part, caches.open(store.root) if part.grid.first else None)
+    return Job(store, source, teacher, recipe, part, labels, skip_corrupt, image, bases, seen)
 
 
 def _try(recipe: Recipe, source: Source) -> None:
@@ -249,6 +253,16 @@ def _check_labels(
             raise SpecError(
                 f"the target {name!r} is of one image with one label, and the recipe {recipe.spec!r} mixes several: leave "
                 "the mix out, or the target"
+            )
+
+
+def _check_views(targets: Mapping[str, Target], views: int) -> None:
+    """Refuse too few views for what is to be made of the first ones."""
+    for target in targets.values():
+        if target.anchored and views < target.anchored.views:
+            raise SpecError(
+                f"target {target.name!r}: {target.spec!r} makes an image's base of its first {target.anchored.views} views, "
+                f"and there are {views:,}: cache more (it pays from about fifteen), or keep packed(44), which needs one"
             )
 
 

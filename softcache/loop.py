@@ -12,10 +12,11 @@ from contextlib import ExitStack, contextmanager
 
 import numpy as np
 
+from softcache.anchoring import Anchoring, Turn
 from softcache.arrays import keep_view, view_rows
 from softcache.block import Block
 from softcache.codecs import NOTHING
-from softcache.errors import SourceError, UnreadableImage, counted
+from softcache.errors import DamageError, SourceError, UnreadableImage, counted
 from softcache.job import Job
 from softcache.meter import Meter
 from softcache.probes import COUNT
@@ -33,10 +34,10 @@ def run(job: Job, rank: int, world: int, workers: int, progress: bool, say: Call
 
     Returns what was measured; ``rows`` is the rows that this builder's teacher answered.
     """
-    groups = _groups(job, world)
-    first = rank * len(groups) // world
-    todo = _missing(job, groups[first:] + groups[:first])
-    every, left = sum(map(len, groups)), sum(map(len, todo))
+    whole = groups(job, world)
+    first = rank * len(whole) // world
+    todo = missing(job, whole[first:] + whole[:first])
+    every, left = sum(map(len, whole)), sum(map(len, todo))
     if left < every:
         say(f"{every - left:,} of {every:,} blocks are committed; going on with the rest")
     meter = Meter(sum(b.rows for group in todo for b in group), progress)
@@ -47,7 +48,7 @@ def run(job: Job, rank: int, world: int, workers: int, progress: bool, say: Call
             except BaseException:
                 readers.shutdown(wait=False, cancel_futures=True)
                 raise
-            held = _missing(job, todo)
+            held = missing(job, todo)
             if held == todo:
                 time.sleep(0.1)  # other builders hold all that is left
             todo = held
@@ -55,24 +56,27 @@ def run(job: Job, rank: int, world: int, workers: int, progress: bool, say: Call
     return meter
 
 
-def _groups(job: Job, world: int) -> list[list[Block]]:
+def groups(job: Job, world: int) -> list[list[Block]]:
     """All blocks; those in one list are views of the same samples, which are decoded once for all of them.
 
-    They are as many as can be held in memory together, and not so many that one of ``world`` builders has none.
+    They are as many as can be held in memory together, and not so many that one of ``world`` builders has none; but those
+    that bases are made of are in one.
     """
     grid, (height, width) = job.grid, job.teacher.input_spec.size
     encoded = grid.block_rows * sum(a.row_bytes for a in job.arrays)
     pixels = 2 * job.batch * height * width * 3  # a batch at the teacher, and the next one
-    most = min(_TOGETHER // (encoded + pixels), (grid.views - grid.first) * grid.blocks_per_view // world)
-    views = np.arange(grid.first, grid.views)
-    parts = np.array_split(views, -(-len(views) // max(1, most)))
+    most = max(
+        1, min(_TOGETHER // (encoded + pixels), (grid.views - grid.first) * grid.blocks_per_view // world)
+    )
+    views, first = np.arange(grid.first, grid.views), max(most, job.bases.views) if job.bases.views else 0
+    parts = [views[:first], *np.array_split(views[first:], -(-len(views[first:]) // most) or 1)]
     every = range(grid.blocks_per_view)
-    return [[grid.block(v, index) for v in views.tolist()] for views in parts for index in every]
+    return [[grid.block(v, index) for v in some.tolist()] for some in parts if some.size for index in every]
 
 
-def _missing(job: Job, groups: list[list[Block]]) -> list[list[Block]]:
+def missing(job: Job, whole: list[list[Block]]) -> list[list[Block]]:
     """The blocks that have no receipt yet."""
-    found = [[b for b in group if not job.store.exists(job.part.receipt(b))] for group in groups]
+    found = [[b for b in group if not job.store.exists(job.part.receipt(b))] for group in whole]
     return [group for group in found if group]
 
 
@@ -137,11 +141,50 @@ def _rendered(
 ) -> Iterator[tuple[list[Batch], list[Future[None]]]]:
     """Claim group after group, and hand the same batch of each of its views to the readers."""
     for group in todo:
-        works = [work for block in group if (work := _claimed(job, block, claims))]
+        works, anchoring = taken(job, group, claims)
         for start in range(0, group[0].rows, job.batch) if works else ():
-            batches = [_empty(job, work, start) for work in works]
+            turn = anchoring.turn() if anchoring else None
+            batches = [_empty(job, work, start, turn) for work in works]
             rows = range(batches[0].rows)
             yield batches, [readers.submit(_render, job, batches, rows[i::_PARTS]) for i in range(_PARTS)]
+
+
+def taken(job: Job, group: list[Block], claims: ExitStack) -> tuple[list[Work], Anchoring | None]:
+    """What is not with another builder of a group. Of blocks whose bases are not made yet all that they are made of, or
+    nothing."""
+    index, first = group[0].index, job.bases.views
+    if job.bases.there(index):
+        return _all_claimed(job, group, claims), None
+    _refuse_lost(job, group)
+    claim = claims.enter_context(ExitStack())
+    if group[0].view < first and claim.enter_context(job.store.claim(job.part.claim_of_bases(index))):
+        works = _all_claimed(job, group, claims)
+        if job.bases.there(index):
+            claim.close()
+            return works, None
+        if sum(work.block.view < first for work in works) == first:
+            return works, Anchoring(works, claim)
+        for work in works:
+            work.claim.close()
+    claim.close()
+    return [], None
+
+
+def _refuse_lost(job: Job, group: list[Block]) -> None:
+    """Bases are there before the first receipt: unless all is done, and they were put into the cache, one that is there
+    without them tells that they were deleted."""
+    index, done = group[0].index, (lambda block: job.store.exists(job.part.receipt(block)))
+    first = [job.grid.block(view, index) for view in range(job.bases.views)]
+    if any(map(done, first)) and not job.bases.there(index) and not all(map(done, group)):
+        receipts = f"{job.store.path(job.part.receipt(first[0]))} to {first[-1].name}.json"
+        raise DamageError(
+            f"{job.bases.where(index)} is missing, against which these views were encoded: delete the receipts {receipts}, "
+            "and run the same command again"
+        )
+
+
+def _all_claimed(job: Job, group: list[Block], claims: ExitStack) -> list[Work]:
+    return [work for block in group if (work := _claimed(job, block, claims))]
 
 
 def _claimed(job: Job, block: Block, claims: ExitStack) -> Work | None:
@@ -155,7 +198,7 @@ def _claimed(job: Job, block: Block, claims: ExitStack) -> Work | None:
     return None
 
 
-def _empty(job: Job, work: Work, start: int) -> Batch:
+def _empty(job: Job, work: Work, start: int, turn: Turn | None) -> Batch:
     rows = min(job.batch, work.block.rows - start)
     pixels = np.zeros((job.batch, *job.teacher.input_spec.size, 3), np.uint8)
     views = view_rows(rows, job.recipe.parameters, job.recipe.mixed, job.recipe.tiled)
@@ -165,7 +208,7 @@ def _empty(job: Job, work: Work, start: int) -> Batch:
     if job.labelled:
         given["labels"] = np.full(job.batch, -1, np.int64)
         given["labels"][:rows] = job.labels[work.samples[start : start + rows]]
-    return Batch(work, start, rows, pixels, given, views, [NOTHING] * rows, [])
+    return Batch(work, start, rows, pixels, given, views, [NOTHING] * rows, [], turn)
 
 
 def _render(job: Job, batches: list[Batch], rows: range) -> None:

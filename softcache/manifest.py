@@ -79,8 +79,11 @@ class Receipt(_Signed):
 
     ``files`` follow the canonical order of :func:`arrays`. ``correct`` counts the labelled rows whose cached logits are
     highest at the label, ``teacher_correct`` those where the teacher's were before encoding. ``fidelity``
-    holds sums over ``measured`` rows.
+    holds sums over ``measured`` rows. ``anchors``: of targets whose views share something, sha256 of the bases of its
+    samples (:func:`softcache.bases.digests`), against which its rows were encoded.
     """
+
+    ADDED: ClassVar[frozenset[str]] = frozenset({"anchors"})
 
     block: tuple[int, int]
     identity: Sha
@@ -92,12 +95,13 @@ class Receipt(_Signed):
     teacher_correct: Count
     measured: Count
     fidelity: dict[str, dict[str, float]]
+    anchors: dict[str, Sha] = Field(default={})
 
 
 class Report(Model):
-    """What was measured. ``bytes`` of all shards; ``bytes_per_row`` of each target, before zstd; ``fidelity`` of each,
-    means of :func:`softcache.measure.fidelity`; top-1 over ``labelled`` rows, None without labels; ``equivariance`` of
-    each spatial target, see :mod:`softcache.probe`.
+    """What was measured. ``bytes`` of all shards, and of bases; ``bytes_per_row`` of each target, before zstd;
+    ``fidelity`` of each, means of :func:`softcache.measure.fidelity`; top-1 over ``labelled`` rows, None without labels;
+    ``equivariance`` of each spatial target, see :mod:`softcache.probe`.
     """
 
     ADDED: ClassVar[frozenset[str]] = frozenset({"equivariance"})
@@ -184,7 +188,7 @@ class Manifest(_Signed, Sealed):
         seen: set[str] = set()
         for number, part in enumerate((self, *self.parts)):
             lead = f"parts/{number}/" if number else ""
-            roots = ("constants",) if number else ("canary", "constants", "ids")
+            roots = ("anchors", "constants") if number else ("anchors", "canary", "constants", "ids")
             for path, one in sorted(part.constants.items()):
                 inside = path.startswith(lead) and path.removeprefix(lead).split("/")[0] in roots
                 above = {path[:i] for i, c in enumerate(path) if c == "/"}

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from softcache.codecs import AttentionMap, SampledLogits
+from softcache.codecs import AttentionMap, Field, SampledLogits
 from softcache.codecs.fixed import HIGH, LOW
 from softcache.errors import counted
 from softcache.manifest import Receipt, Report
@@ -135,13 +135,17 @@ def _closeness(said: np.ndarray, kept: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def report(
-    receipts: list[Receipt], targets: Mapping[str, Target], equivariance: dict[str, dict[str, float]]
+    receipts: list[Receipt],
+    targets: Mapping[str, Target],
+    equivariance: dict[str, dict[str, float]],
+    bases: int,
 ) -> Report:
-    """The manifest's report: top-1 of what was kept, fidelity and bytes a row, and what the probe found."""
+    """The manifest's report: top-1 of what was kept, fidelity and bytes a row, and what the probe found; ``bases`` take so
+    many bytes."""
     labelled = sum(r.labelled for r in receipts)
     return Report(
-        bytes=sum(e.bytes for r in receipts for e in r.files),
-        bytes_per_row={n: _row_bytes(t) for n, t in targets.items()},
+        bytes=sum(e.bytes for r in receipts for e in r.files) + bases,
+        bytes_per_row={n: row_bytes(t.fields) for n, t in targets.items()},
         fidelity={n: _mean_fidelity(receipts, n) for n in targets},
         labelled=labelled,
         teacher_top1=sum(r.teacher_correct for r in receipts) / labelled if labelled else None,
@@ -156,9 +160,9 @@ def _mean_fidelity(receipts: list[Receipt], name: str) -> dict[str, float]:
     return {k: sum(s[k] for s in sums) / measured for k in sums[0]} if sums else {}
 
 
-def _row_bytes(target: Target) -> int:
+def row_bytes(fields: Iterable[Field]) -> int:
     """Bytes of a row before zstd."""
-    return sum(int(np.prod(f.shape)) * np.dtype(f.dtype).itemsize for f in target.fields)
+    return sum(int(np.prod(f.shape)) * np.dtype(f.dtype).itemsize for f in fields)
 
 
 def size(count: float) -> str:
@@ -195,7 +199,9 @@ def tell(cache: Cache) -> str:
             told += (
                 ". NOTE: nothing of it is left: it is too small, or too uneven, for this codec; say another"
             )
-        lines.append(f"  {name} as {cache.targets[name].spec}: {r.bytes_per_row[name]:,} bytes a row; {told}")
+        shared = row_bytes(cache.targets[name].shared)
+        size_of = f"{r.bytes_per_row[name]:,} bytes a row" + f", and {shared:,} an image" * bool(shared)
+        lines.append(f"  {name} as {cache.targets[name].spec}: {size_of}; {told}")
     for name, figures in r.equivariance.items():
         lines.append(f"  {name} moves with the view, cosine: {motion_words(figures)}")
     if r.top1 is not None:

@@ -8,14 +8,16 @@ from dataclasses import replace
 import numpy as np
 
 from softcache import cache as caches
-from softcache import inventory, spec
+from softcache import inventory
 from softcache import manifest as m
+from softcache.bases import Bases
 from softcache.block import Block
 from softcache.cache import Cache
 from softcache.documents import read_receipt
 from softcache.errors import DamageError, MismatchError, counted
 from softcache.job import Job
 from softcache.parts import Part
+from softcache.store import Data
 
 
 def reopened(job: Job, say: Callable[[str], None]) -> Job:
@@ -29,13 +31,19 @@ def reopened(job: Job, say: Callable[[str], None]) -> Job:
     require_whole(cache)
     _tell_of_others(cache, number, say)
     table = _table(job, cache)
-    job = replace(job, sealed=cache.sealed[number], table=table)
     found = [one for one in inventory.of_part(cache, number, table) if inventory.problem(cache, one)]
     if found:
         say(
             f"{counted(len(found), 'file')} of the cache missing or cut, for example {found[0].file}: making them anew"
         )
-    for view, index in {(f.view, f.shard) for f in found if f.view is not None and f.shard is not None}:
+    bases = {array.file() for fields in job.bases.made.values() for array in fields.values()}
+    lost = any(one.file in bases for one in found)
+    kept = job.bases if lost else Bases(job.store, job.part, cache)
+    job = replace(job, sealed=cache.sealed[number], table=table, bases=kept)
+    blocks = {(f.view, f.shard) for f in found if f.view is not None and f.shard is not None}
+    if lost:
+        blocks |= {(view, index) for view in range(kept.views) for index in range(job.grid.blocks_per_view)}
+    for view, index in blocks:
         job.store.path(job.part.receipt(job.grid.block(view, index))).unlink(missing_ok=True)
     return job
 
@@ -99,12 +107,12 @@ def require_same(job: Job, block: Block, file: int, entry: m.Entry) -> None:
         raise _other(job, f"view {block.view}, block {block.index}")
 
 
-def put_again(job: Job, name: str, data: bytes, entry: m.Entry) -> None:
+def put_again(job: Job, name: str, found: m.Entry, data: Callable[[], Data], entry: m.Entry) -> None:
     """Put a file that is missing or cut; refuse one that is not what the manifest names."""
     if job.store.size(name) != entry.bytes:
-        if spec.digest(data) != entry.sha256:
+        if found.sha256 != entry.sha256:
             raise _other(job, name)
-        job.store.put(name, data)
+        job.store.put(name, data())
 
 
 def _other(job: Job, what: str) -> MismatchError:

@@ -65,6 +65,10 @@ class Part:
         """What is claimed by who computes a block."""
         return f"part{self.number}-{block.name}" if self.number else block.name
 
+    def claim_of_bases(self, index: int) -> str:
+        """What is claimed by who makes the bases of the blocks of this index."""
+        return f"part{self.number}-anchors-b{index:06d}"
+
     def receipt(self, block: Block) -> str:
         """The name of a block's receipt."""
         return f"{f'parts/{self.number}' if self.number else 'receipts'}/{block.name}.json"

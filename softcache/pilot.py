@@ -21,6 +21,7 @@ from softcache.beginning import begun, ids_arrays
 from softcache.builder import build, open_source
 from softcache.cache import Cache
 from softcache.canary import COUNT
+from softcache.codecs.anchored import Anchored
 from softcache.errors import SpecError, counted
 from softcache.identity import Identity
 from softcache.inventory import metadata
@@ -30,6 +31,7 @@ from softcache.meter import clock
 from softcache.recipe import Recipe
 from softcache.source import Source
 from softcache.store import Store
+from softcache.targets import requests
 
 VIEWS = 2  # of each of the pilot's samples, or more where there are phases
 STUDENTS = (1, 2, 5)  # that are compared with running the teacher online
@@ -100,7 +102,13 @@ def plan(out: str | Path | None = None, *, pilot: int = 256, epochs: int = 30, *
     source = open_source(**{name: settings[name] for name in _OF_SOURCE})
     recipe = Recipe(settings["recipe"], settings["seed"])
     check(source, settings["views"], settings["block_rows"], recipe)
-    views = min(settings["views"], max(VIEWS, recipe.starts[-1] + 1))  # some of every phase
+    bases = [
+        r.codec.codec.views for r in requests(settings["targets"]) if isinstance(r.codec.codec, Anchored)
+    ]
+    least = max(
+        [VIEWS, recipe.starts[-1] + 1, *(2 * n for n in bases)]
+    )  # some of every phase, and that no base is made of
+    views = min(settings["views"], least)
     some = min(pilot, max(2, pilot * VIEWS // views))
     there = 0 if out is None else _already(Store(out))
 
@@ -214,6 +222,7 @@ def _constants(cache: Cache, source: Source, rows: int) -> dict[str, m.Constant]
     shapes: dict[str, tuple[tuple[int, ...], str]] = {}
     for path, c in cache.manifest.constants.items():
         lead = min(COUNT, rows) if path.startswith("canary/") else c.shape[0]
+        lead = len(source) if path.startswith("anchors/") else lead
         shapes[path] = (lead, *c.shape[1:]), c.dtype
     shapes |= {array.path: (array.shape, array.dtype) for array, _ in ids_arrays(source.ids)}
     arrays = [constant(path, shape, dtype) for path, (shape, dtype) in shapes.items()]

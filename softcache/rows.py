@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,6 +17,9 @@ from softcache.job import Job
 from softcache.mend import require_same
 from softcache.recipe.mix import ONE
 from softcache.targets import Target
+
+if TYPE_CHECKING:
+    from softcache.anchoring import Turn
 
 _FAR = 16  # sides of the view: boxes lie in it, or not far; those of random weights anywhere near
 
@@ -37,7 +41,9 @@ class Work:
 class Batch:
     """Rendered rows ``start … start+rows-1`` of a block; ``pixels`` is padded to the full batch, as are the arrays
     ``given`` with them to the teacher; ``views`` are the rows of the arrays below ``view/``, and ``objects`` what each row
-    shows, where a codec asks."""
+    shows, where a codec asks. Where the bases of its images are yet to be made, it is kept in ``turn`` with their first
+    views.
+    """
 
     work: Work
     start: int
@@ -47,6 +53,16 @@ class Batch:
     views: dict[str, np.ndarray]
     objects: list[Objects]
     unreadable: list[int]
+    turn: Turn | None = None
+
+    @property
+    def samples(self) -> np.ndarray:
+        return self.work.samples[self.start : self.start + self.rows]
+
+    @property
+    def valid(self) -> np.ndarray:
+        """Which rows have an image that can be read, bool."""
+        return ~np.isin(self.samples, self.unreadable)
 
     @property
     def last(self) -> bool:
@@ -54,7 +70,18 @@ class Batch:
 
 
 def keep(job: Job, batch: Batch, answer: dict[str, np.ndarray]) -> int:
-    """Encode a batch; with a block's last one, write its shards and its receipt. Returns the bytes written."""
+    """Encode a batch, or several that waited for this one; with a block's last one, write its shards and its receipt.
+    Returns the bytes written."""
+    ready = batch.turn.take(job, batch, answer) if batch.turn else [(batch, answer)]
+    try:
+        return sum(_keep(job, *one) for one in ready)
+    except BaseException:
+        for other, _ in ready:  # of which rows are lost
+            other.work.broken = True
+        raise
+
+
+def _keep(job: Job, batch: Batch, answer: dict[str, np.ndarray]) -> int:
     work = batch.work
     if work.broken:  # an earlier batch of this block failed: it must not be committed without it
         return 0
@@ -70,19 +97,26 @@ def keep(job: Job, batch: Batch, answer: dict[str, np.ndarray]) -> int:
 
 
 def _encode(job: Job, batch: Batch, answer: dict[str, np.ndarray]) -> None:
-    work, rows = batch.work, batch.rows
-    samples = work.samples[batch.start : batch.start + rows]
-    valid = ~np.isin(samples, batch.unreadable)
+    work, samples, valid, bases = batch.work, batch.samples, batch.valid, _bases(job, batch)
     labels = np.where(valid, _labels(job, batch, samples), -1)
     objects = [one if there else NOTHING for one, there in zip(batch.objects, valid, strict=True)]
     for name, views in batch.views.items():
         work.rows.setdefault(f"view/{name}", []).append(views)
     for name, target in job.targets.items():
-        values = _checked(job, name, answer, rows, samples, valid)
-        fields = target.encode(values, objects)
+        values, beside = checked(job, name, answer, batch), bases.get(name, {})
+        fields = target.encode(values, objects, beside)
         for f, encoded in fields.items():
             work.rows.setdefault(f"targets/{name}/{f}", []).append(encoded)
-        _measure(job, work, name, values, fields, labels, valid, first=batch.start == 0)
+        _measure(job, work, name, values, fields | beside, labels, valid, first=batch.start == 0)
+
+
+def _bases(job: Job, batch: Batch) -> dict[str, Fields]:
+    """What its rows are encoded against, of the targets that are."""
+    if batch.turn is not None:
+        return batch.turn.bases or {}
+    rows = slice(batch.start, batch.start + batch.rows)
+    found = job.bases.of(batch.work.block) if job.bases.names else {}
+    return {name: {f: values[rows] for f, values in fields.items()} for name, fields in found.items()}
 
 
 def _labels(job: Job, batch: Batch, samples: np.ndarray) -> np.ndarray:
@@ -97,11 +131,9 @@ def _labels(job: Job, batch: Batch, samples: np.ndarray) -> np.ndarray:
     return np.where(known, job.labels[most_shown], -1)
 
 
-def _checked(
-    job: Job, name: str, answer: dict[str, np.ndarray], rows: int, samples: np.ndarray, valid: np.ndarray
-) -> np.ndarray:
+def checked(job: Job, name: str, answer: dict[str, np.ndarray], batch: Batch) -> np.ndarray:
     """The teacher's rows without the padding, finite and within the codec's reach; invalid rows are zero."""
-    target = job.targets[name]
+    target, rows, valid = job.targets[name], batch.rows, batch.valid
     said = answer.get(target.tap)
     if said is None or said.shape != (job.batch, *target.shape):
         found = "nothing" if said is None else said.shape
@@ -115,7 +147,7 @@ def _checked(
     largest = np.maximum(flat.max(axis=1), -flat.min(axis=1))  # without a second array: it may be 300 MB
     bad = np.flatnonzero(~(largest <= target.codec.limit))
     if bad.size:
-        id, value = job.source.ids[samples[bad[0]]], largest[bad[0]]
+        id, value = job.source.ids[batch.samples[bad[0]]], largest[bad[0]]
         what = (
             "is not finite" if not np.isfinite(value) else f"reaches {value:.4g}, past {target.codec.limit:g}"
         )
@@ -174,6 +206,7 @@ def _commit(job: Job, work: Work) -> int:
         rows=block.rows,
         files=entries,
         invalid=sorted(work.invalid),
+        anchors=job.bases.digests(block),
         **vars(work.tally),
     )
     signed = receipt.signed().to_bytes()

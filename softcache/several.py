@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -245,6 +245,11 @@ class Joined(Combined):
     def pulled_views(self, targets: str | Iterable[str] | None = None) -> int:
         return min(one.pulled_views(targets) for one in self.members)
 
+    def beside(self, name: str, positions: np.ndarray) -> Fields:
+        if not self.targets[name].shared:
+            return self.members[0].beside(name, positions)
+        return self.reader.gathered(positions, lambda number, own: self.members[number].beside(name, own))
+
     def whole_view(self, target: str, view: int) -> bool:
         return all(one.whole_view(target, view) for one in self.members)
 
@@ -272,17 +277,26 @@ class _Readers:
         self._members, self._starts = members, starts
 
     def fields(self, path: str, view: int, positions: np.ndarray, slab: bool = True) -> Fields:
+        def read(number: int, own: np.ndarray) -> Fields:
+            found = self._members[number].reader.fields(path, view, own, slab)
+            for name in self.NUMBERS.keys() & found.keys() if path == "view" else ():
+                found[name] = found[name].copy()
+                samples = found[name][:, self.NUMBERS[name]]
+                samples[...] = self._here(number, samples)
+            return found
+
+        return self.gathered(positions, read)
+
+    def gathered(self, positions: np.ndarray, read: Callable[[int, np.ndarray], Fields]) -> Fields:
+        """What is read of each member at its own positions, put together."""
         whose, out = np.searchsorted(self._starts, positions, "right") - 1, {}
         for number in np.unique(whose).tolist() or [0]:
-            here, one = np.flatnonzero(whose == number), self._members[number]
-            own = one.grid.positions(positions[here] - self._starts[number])
-            for name, values in one.reader.fields(path, view, own, slab).items():
+            here = np.flatnonzero(whose == number)
+            own = self._members[number].grid.positions(positions[here] - self._starts[number])
+            for name, values in read(number, own).items():
                 if name not in out:
                     out[name] = np.empty((len(positions), *values.shape[1:]), values.dtype)
-                rows = out[name]
-                rows[here] = values
-                if path == "view" and name in self.NUMBERS:
-                    rows[here, self.NUMBERS[name]] = self._here(number, values[:, self.NUMBERS[name]])
+                out[name][here] = values
         return out
 
     def _here(self, number: int, samples: np.ndarray) -> np.ndarray:

@@ -22,6 +22,8 @@ from softcache.errors import DamageError, SpecError, StoreError
 
 TEMPORARY = ".tmp"
 CLAIMS = ".claims"
+ANCHORS = ".anchors"
+HIDDEN = (CLAIMS, ANCHORS)  # of builders at work
 _PIECE = 1 << 20
 
 Data = bytes | memoryview | Iterable[bytes | memoryview]
@@ -183,11 +185,11 @@ class Store:
         return self.size(name) is not None
 
     def names(self) -> list[str]:
-        """Every file below the root, sorted, but those of running builders (claims, temporary files)."""
+        """Every file below the root, sorted, but those of running builders (claims, bases, temporary files)."""
         found = []
         for folder, folders, files in os.walk(self.root):
             here = Path(folder).relative_to(self.root)
-            if here.parts[:1] != (CLAIMS,):
+            if not here.parts or here.parts[0] not in HIDDEN:
                 links = [f for f in folders if Path(folder, f).is_symlink()]  # walk does not go into them
                 found += [(here / f).as_posix() for f in files + links if not f.endswith(TEMPORARY)]
         return sorted(found)

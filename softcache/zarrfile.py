@@ -13,6 +13,7 @@ import mmap
 import os
 import stat
 import struct
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -121,6 +122,15 @@ class Array:
         if data.shape[1:] != self.row or len(data) > self.rows:
             raise ValueError(f"{self.path}: rows {data.shape} do not fit files of {self.chunk}")
         return self._sharded(data) if self.big else self._plain(data)
+
+    def pieces(self, parts: Iterable[np.ndarray]) -> Iterator[bytes]:
+        """As :meth:`encode`, of a plain file whose rows, all of them, come in parts."""
+        crc = 0
+        for part in parts:
+            data = np.ascontiguousarray(part, dtype=np.dtype(self.dtype).newbyteorder("<")).tobytes()
+            crc = google_crc32c.extend(crc, data)
+            yield data
+        yield struct.pack("<I", crc)
 
     def _plain(self, data: np.ndarray) -> bytes:
         body = data.tobytes() + bytes((self.rows - len(data)) * self.row_bytes)

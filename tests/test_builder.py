@@ -428,7 +428,11 @@ def test_when_no_image_can_be_read_there_is_no_cache(tmp_path: Path, corrupt: Pa
         ({"recipe": "crap(8)"}, SpecError, "did you mean 'crop'"),
         ({"recipe": "crop(50)"}, SpecError, "larger than its canvas"),
         ({"targets": {}}, SpecError, "no target"),
-        ({"targets": {"logits": "int8"}}, CodecError, "codecs for it: argmax, full, packed, sample, topk"),
+        (
+            {"targets": {"logits": "int8"}},
+            CodecError,
+            "codecs for it: anchored, argmax, full, packed, sample, topk",
+        ),
         ({"precision": "f8"}, SpecError, "precision"),
     ],
     ids=str,

@@ -33,13 +33,14 @@ SPECS = [
     "pool(3)|sign",
 ]
 SPARSE = [
+    "anchored(3, bits=3, extra=2)",
     "argmax",
     "topk(1)",
     "topk(3, tail=spread)",
     "topk(9, at=(1, 3))",
     "packed(44)",
     "sample(50)",
-]  # test_topk.py, test_packed.py and test_sample.py have their contract
+]  # test_topk.py, test_packed.py, test_sample.py and test_anchored.py have their contract
 PARTS = [
     "attention",
     "attention(1.5)",

@@ -20,7 +20,7 @@ import pytest
 import softcache as sc
 from softcache import testing
 from softcache.errors import DamageError, NotBuilt, SoftcacheError, StoreError
-from softcache.store import Disk, Store
+from softcache.store import Data, Disk, Store
 
 SMALL = {
     "teacher": testing.toy_teacher(),
@@ -129,9 +129,9 @@ class Noting(Store):
         super().__init__(root, disk)
         self.kept: dict[str, bytes] = {}
 
-    def put(self, name: str, data: bytes | memoryview) -> None:
+    def put(self, name: str, data: Data) -> None:
         super().put(name, data)
-        self.kept[name] = bytes(data)
+        self.kept[name] = self.path(name).read_bytes()
 
 
 def lose_power_everywhere(disk_type, images, reference, tmp_path, step=1) -> None:

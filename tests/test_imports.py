@@ -19,6 +19,8 @@ FLOORS = [
     {"source", "recipe", "targets", "pixels"},
     {"block", "zarrfile", "identity", "arrays", "parts", "manifest", "warp", "geometry", "probes", "shown"},
     {
+        "bases",
+        "beside",
         "cache",
         "canary",
         "documents",
@@ -34,6 +36,7 @@ FLOORS = [
         "views",
     },
     {
+        "anchoring",
         "beginning",
         "noise",
         "job",

@@ -9,10 +9,13 @@ A codec is a frozen dataclass whose spec string is its constructor call. It has
 - ``encode(values)``: float32 ``(n, *shape)`` → ``{field: (n, *field shape)}``;
 - ``decode(fields, shape)``: the inverse, float32 ``(n, *shape)``; from those that keep less than every value, or keep
   it in parts, an object of their own: :class:`SparseLogits`, :class:`SampledLogits`, :class:`HardLabels`,
-  :class:`Items`, :class:`AttentionMap`, :class:`StrengthMap`;
+  :class:`AnchoredLogits`, :class:`Items`, :class:`AttentionMap`, :class:`StrengthMap`;
 - ``bound(fields, shape)``: the largest absolute error of each value that is kept, broadcastable to ``(n, *shape)`` (where
   what is decoded has parts: by part);
 - ``suffix``, where it makes another target of the teacher's: ``layer3.strength`` is of ``layer3``;
+- where views of an image share something: ``views``, of how many first views it is made; ``shared(shape)``, its fields, of
+  an image; ``anchor(values)``, float32 ``(views, n, *shape)`` → these fields. ``encode(values, shared)`` is then given them,
+  by rows, and ``decode`` finds them among a row's own;
 - ``exact(values)``, where what is decoded has another form than the teacher's rows: those rows in that form, unrounded;
 - ``boxed = True``, where it asks what a view shows: ``encode(values, objects)`` is then given an :class:`Objects` of each
   row (of rows without an image an empty one), and a source without boxes is refused; ``labelled = True``, where it
@@ -21,13 +24,14 @@ A codec is a frozen dataclass whose spec string is its constructor call. It has
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, cast
 
 import numpy as np
 
 from softcache import spec
+from softcache.codecs.anchored import Anchored, AnchoredLogits
 from softcache.codecs.argmax import Argmax, HardLabels
 from softcache.codecs.attention import Attention, AttentionMap
 from softcache.codecs.f16 import F16
@@ -49,6 +53,7 @@ from softcache.errors import SpecError
 __all__ = [
     "CODECS",
     "NOTHING",
+    "AnchoredLogits",
     "AttentionMap",
     "Codec",
     "Decoded",
@@ -67,7 +72,16 @@ __all__ = [
     "parse",
 ]
 
-Decoded = np.ndarray | SparseLogits | SampledLogits | HardLabels | Items | AttentionMap | StrengthMap
+Decoded = (
+    np.ndarray
+    | SparseLogits
+    | SampledLogits
+    | AnchoredLogits
+    | HardLabels
+    | Items
+    | AttentionMap
+    | StrengthMap
+)
 
 
 class Codec(Protocol):
@@ -78,13 +92,15 @@ class Codec(Protocol):
     limit: ClassVar[float]
 
     def fields(self, shape: tuple[int, ...]) -> tuple[Field, ...]: ...
-    def encode(self, values: np.ndarray) -> Fields: ...
+    @property
+    def encode(self) -> Callable[..., Fields]: ...  # of the rows, and what it asks for
     def decode(self, fields: Fields, shape: tuple[int, ...]) -> Decoded: ...
     def bound(self, fields: Fields, shape: tuple[int, ...]) -> np.ndarray | Mapping[str, np.ndarray]: ...
 
 
 CODECS: dict[str, type[Codec]] = {
     "all": All,
+    "anchored": Anchored,
     "argmax": Argmax,
     "attention": Attention,
     "f16": F16,

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from softcache import geometry
-from softcache.codecs import HardLabels, SampledLogits
 from softcache.codecs.topk import SparseLogits
 from softcache.drawing.panel import Mark, color_of
 from softcache.recipe import View
 from softcache.source import Boxes
 from softcache.targets import Items, Target
-from softcache.targets.logits import Logits
+from softcache.targets.logits import Logits, Other
 
 MOST = 100  # boxes of a teacher in a panel
 UNSCORED = 20  # of a target whose items have no scores
@@ -100,7 +99,7 @@ def suppressed(boxes: np.ndarray, label: np.ndarray, iou: float = IOU) -> np.nda
     return np.array(kept, np.int64)
 
 
-def decided(name: str, logits: Logits | SparseLogits | SampledLogits | HardLabels, names: Names) -> str:
+def decided(name: str, logits: Logits | Other, names: Names) -> str:
     """The three most probable classes of one row, of those that its codec kept, with probabilities where it did."""
     if not logits.holds(1.0):
         return f"{name}: {name_of(int(logits.top1()), names)}"

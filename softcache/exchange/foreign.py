@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from softcache import cache as caches
-from softcache import measure, spec
+from softcache import loop, measure, spec
+from softcache.anchoring import Turn
 from softcache.arrays import keep_view, view_rows
 from softcache.builder import open_source
 from softcache.cache import Cache
@@ -286,23 +287,21 @@ class Imported:
 def _commit(job: Job, imported: Imported, kept: Mapping[str, Kept], rows: np.ndarray) -> None:
     """Encode and commit every block that has no receipt."""
     shapes = np.zeros((job.grid.samples, 2), np.int32)  # of the images; -1 where one cannot be read
-    with ThreadPoolExecutor(2) as readers:
-        for block in job.grid.blocks():
-            if job.store.exists(job.part.receipt(block)):
-                continue
-            work = Work(block, job.grid.samples_of(block), ExitStack())
-            for start in range(0, block.rows, job.batch):
-                samples = work.samples[start : start + job.batch]
+    with ThreadPoolExecutor(2) as readers, ExitStack() as claims:
+        for blocks in loop.missing(job, loop.groups(job, world=1)):
+            works, anchoring = loop.taken(job, blocks, claims)
+            for start in range(0, blocks[0].rows, job.batch):
+                samples = works[0].samples[start : start + job.batch]
                 new = samples[(shapes[samples] == 0).any(axis=1)]
                 shapes[new] = list(readers.map(lambda i: _shape(job, int(i)), new)) or shapes[new]
-                imported.said = {
-                    tap: _answer(one, rows[samples], block.view, job.batch) for tap, one in kept.items()
-                }
-                keep(
-                    job,
-                    _batch(job, work, start, samples, shapes, rows),
-                    job.teacher(np.zeros((job.batch, 0))),
-                )
+                turn = anchoring.turn() if anchoring else None
+                for work in works:
+                    imported.said = {
+                        tap: _answer(one, rows[samples], work.block.view, job.batch)
+                        for tap, one in kept.items()
+                    }
+                    batch = _batch(job, work, start, samples, shapes, rows, turn)
+                    keep(job, batch, job.teacher(np.zeros((job.batch, 0))))
 
 
 def _shape(job: Job, sample: int) -> tuple[int, int]:
@@ -324,7 +323,13 @@ def _answer(kept: Kept, rows: np.ndarray, view: int, batch: int) -> np.ndarray:
 
 
 def _batch(
-    job: Job, work: Work, start: int, samples: np.ndarray, shapes: np.ndarray, rows: np.ndarray
+    job: Job,
+    work: Work,
+    start: int,
+    samples: np.ndarray,
+    shapes: np.ndarray,
+    rows: np.ndarray,
+    turn: Turn | None,
 ) -> Batch:
     views = view_rows(len(samples), job.recipe.parameters, False, False)
     invalid, objects = [], [NOTHING] * len(samples)
@@ -338,7 +343,7 @@ def _batch(
         if height < 0 or rows[sample] < 0:
             invalid.append(sample)
     work.invalid += invalid
-    return Batch(work, start, len(samples), np.zeros(0, np.uint8), {}, views, objects, invalid)
+    return Batch(work, start, len(samples), np.zeros(0, np.uint8), {}, views, objects, invalid, turn)
 
 
 def _say(text: str) -> None:

@@ -23,6 +23,7 @@ from softcache.exchange.files import Patient, aside, holds, require_exportable, 
 from softcache.exchange.h5file import File, is_hdf5, library, opened
 from softcache.exchange.words import ABOUT, COLUMNS, formula
 from softcache.store import Store
+from softcache.targets import Target
 from softcache.zarrfile import BIG_ROW, Array
 
 MARK = "softcache-hdf5-1"
@@ -86,7 +87,7 @@ def _rows(cache: Cache, file: Any, decoded: bool, check: Callable[[], None]) -> 
         plain = None
         if target is not None:
             _tell(file[path], kind=target.kind, codec=target.spec, decode=formula(target))
-            if decoded and (row := _plain(target)) is not None:
+            if decoded and (row := _plain(cache, target)) is not None:
                 shape = (cache.views, cache.samples, *row)
                 size = 4 * int(np.prod(row))
                 plain = _create(file, f"decoded/{target.name}", shape, "float32", size, step)
@@ -101,13 +102,14 @@ def _rows(cache: Cache, file: Any, decoded: bool, check: Callable[[], None]) -> 
                     )
                 check()
                 if plain is not None and target is not None:
-                    plain[view, start : start + len(samples)] = target.decode(fields).values
+                    beside = cache.beside(target.name, cache.grid.positions(samples))
+                    plain[view, start : start + len(samples)] = target.decode(fields | beside).values
 
 
-def _plain(target: Any) -> tuple[int, ...] | None:
+def _plain(cache: Cache, target: Target) -> tuple[int, ...] | None:
     """The shape of a decoded row, where it is plain numbers."""
     none = {f.name: np.zeros((1, *f.shape), f.dtype) for f in target.fields}
-    values = getattr(target.decode(none), "values", None)
+    values = getattr(target.decode(none | cache.beside(target.name, np.zeros(1, np.int64))), "values", None)
     return values.shape[1:] if isinstance(values, np.ndarray) else None
 
 

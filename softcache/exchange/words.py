@@ -40,6 +40,10 @@ _FORMULAS = {
     "Strength": lambda codec: (
         f"value (height, width): mean over the channels of the teacher's map's |x| ** {codec.p:g}, divided by its L2 norm"
     ),
+    "Anchored": lambda codec: (
+        "centred logits of every class from the constants anchors/NUMBER (base, grid, list, listed: a row an image) and the "
+        "corrections of this view, valid at T = 1 to 8; bit by bit in docs/format.md of softcache"
+    ),
     "Attention": lambda codec: (
         "spatial (height, width) and channel (channels): attention of the teacher's map by FGD (Yang et al. 2022), each of "
         "mean 1"

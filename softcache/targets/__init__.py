@@ -17,6 +17,7 @@ import numpy as np
 
 from softcache import codecs
 from softcache.codecs import Codec, Field, Fields, HardLabels, Objects, SparseLogits, is_boxed, is_plain
+from softcache.codecs.anchored import Anchored
 from softcache.codecs.items import All
 from softcache.errors import CodecError, MismatchError, SoftcacheError, SpecError, TeacherError, nearest
 from softcache.targets.attention_map import AttentionMapKind
@@ -153,6 +154,16 @@ class Target:
         return tuple(replace(f, plain=True) for f in found) if is_plain(self.spec) else found
 
     @property
+    def anchored(self) -> Anchored | None:
+        """Its codec, where views of an image share something."""
+        return self.codec if isinstance(self.codec, Anchored) else None
+
+    @property
+    def shared(self) -> tuple[Field, ...]:
+        """The fields of an image, where its views share some."""
+        return self.anchored.shared(self.shape) if self.anchored else ()
+
+    @property
     def law(self) -> str:
         return KINDS[self.kind].law
 
@@ -171,13 +182,17 @@ class Target:
         """Does its codec ask what a view shows?"""
         return is_boxed(self.codec)
 
-    def encode(self, values: np.ndarray, objects: Sequence[Objects]) -> Fields:
-        """The teacher's rows, float32 ``(n, *shape)`` → fields. ``objects`` of each row count where it is ``boxed``."""
+    def encode(self, values: np.ndarray, objects: Sequence[Objects], beside: Fields) -> Fields:
+        """The teacher's rows, float32 ``(n, *shape)`` → fields. ``objects`` of each row count where it is ``boxed``,
+        ``beside`` as for :meth:`decode`."""
+        if self.anchored:
+            return self.anchored.encode(values, beside)
         codec: Any = self.codec
         return codec.encode(values, objects) if self.boxed else codec.encode(values)
 
     def decode(self, fields: Fields) -> Any:
-        """Encoded rows → what they mean: :class:`Logits`, a feature map, an embedding, :class:`Items`."""
+        """Encoded rows, with what is needed beside them (:meth:`softcache.Cache.beside`) → what they mean:
+        :class:`Logits`, a feature map, an embedding, :class:`Items`."""
         return KINDS[self.kind].wrap(self.codec.decode(fields, self.shape))
 
     def wrap(self, values: np.ndarray) -> Any:

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from softcache.codecs import HardLabels, SampledLogits, SparseLogits
+from softcache.codecs import AnchoredLogits, HardLabels, SampledLogits, SparseLogits
 from softcache.errors import SpecError
 
-Other = SparseLogits | SampledLogits | HardLabels
+Other = SparseLogits | AnchoredLogits | SampledLogits | HardLabels
 
 
 @dataclass(frozen=True)

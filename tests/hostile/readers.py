@@ -75,6 +75,11 @@ def argmax(path: Path) -> None:
     build(path, toy_teacher(), "zoom_out(p=1)|random_affine", {"logits": "argmax"})
 
 
+def anchored(path: Path) -> None:
+    targets = {"logits": "anchored(1, extra=1, views=2)"}
+    build(path, toy_teacher(), "random_resized_crop(8)|flip", targets)
+
+
 def read_cache(path: Path, scratch: Path) -> Iterator[Step]:
     """Whatever one does with a cache, teacher and trainer aside."""
     found: list[sc.Cache] = []
@@ -172,7 +177,7 @@ def pulled(path: Path) -> None:
 
 
 READERS: dict[str, Reader] = {
-    **{f.__name__: of_caches(f) for f in (small, mixed, detector, argmax)},
+    **{f.__name__: of_caches(f) for f in (small, mixed, detector, argmax, anchored)},
     "pulled": Reader(pulled, read_cache, mutate.OF_PULLED),
     "tars": Reader(tars, read_tars, mutate.OF_TARS),
     "hdf5": Reader(one_file, read_one_file, mutate.OF_FILES),

@@ -199,6 +199,42 @@ def test_kd_of_rows_that_keep_different_numbers_of_classes(tail, T, classes, siz
     assert not (ours.grad[:, 0] == 0).all()
 
 
+def anchored(teacher: torch.Tensor):
+    """Of rows against the base of two views, the rows and others beside them."""
+    codec = codecs.anchored.Anchored(listed=4, extra=2, views=2)
+    values = teacher.float().numpy()
+    shared = codec.anchor(np.stack([values, values + logits(*teacher.shape, seed=9).float().numpy() / 4]))
+    return codec.decode(codec.encode(values, shared) | shared, values.shape[1:])
+
+
+@pytest.mark.parametrize("T", [1.0, 1.5, 4.0, 8.0])
+@pytest.mark.parametrize("classes", [7, 300])
+def test_anchored_kd_is_the_dense_formula_of_what_was_kept_and_so_is_its_gradient(T, classes):  # noqa: N803
+    teacher = logits(16, classes, seed=2)
+    kept = anchored(teacher)
+    p = torch.as_tensor(kept.log_probs(T))
+    ours, reference = (logits(16, classes, seed=1).requires_grad_() for _ in range(2))
+    loss = kd(ours, to_tensors(kept), T)
+    expected = T**2 * (p.exp() * (p - torch.log_softmax(reference / T, 1))).sum(1).mean()
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-9)
+    loss.backward()
+    expected.backward()
+    torch.testing.assert_close(ours.grad, reference.grad, rtol=1e-5, atol=1e-9)
+    collated = torch.utils.data.default_collate([kept[i].arrays() for i in range(16)])
+    assert torch.equal(kd(ours, collated, T), loss)
+    single = kd(ours.detach().float(), to_tensors(kept), T)
+    assert single.item() == pytest.approx(loss.item(), rel=1e-4)
+
+
+def test_anchored_kd_refuses_other_temperatures_and_numbers_of_classes():
+    target = to_tensors(anchored(logits(4, 9, seed=2)))
+    with pytest.raises(SpecError, match="outside 1 to 8"):
+        kd(logits(4, 9), target, 16.0)
+    with pytest.raises(MismatchError, match=r"\(4, 8\) and \(4, 9\)"):
+        kd(logits(4, 8), target, 2.0)
+    assert torch.autograd.gradcheck(lambda z: kd(z, target, 3.0), logits(4, 9, seed=3).requires_grad_())
+
+
 @pytest.mark.parametrize("tail", ["bucket", "spread"])
 def test_sparse_kd_gradcheck(tail):
     target = to_tensors(sparse(logits(3, 7, seed=4), f"topk(2, tail={tail})"))
@@ -259,10 +295,13 @@ def loss_and_gradient(objective, z, *args):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("T", [1.0, 1.5, 4.0, 6.5])
-@pytest.mark.parametrize("text", [None, "topk(10)", "topk(10, tail=spread)", "packed(44)", "argmax"])
+@pytest.mark.parametrize(
+    "text", [None, "anchored", "topk(10)", "topk(10, tail=spread)", "packed(44)", "argmax"]
+)
 def test_autocast_changes_no_number_of_kd(text, T, dtype):  # noqa: N803
     teacher = logits(16, 1000, seed=2).float()
-    target = Dense(teacher) if text is None else to_tensors(sparse(teacher, text))
+    kept = anchored(teacher) if text == "anchored" else text and sparse(teacher, text)
+    target = Dense(teacher) if text is None else to_tensors(kept)
     student = logits(16, 1000, seed=1).to(dtype)
     expected = loss_and_gradient(kd, student, target, T)
     with torch.autocast("cpu", torch.bfloat16):

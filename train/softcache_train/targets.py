@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from softcache.codecs import AttentionMap, HardLabels, Items, SampledLogits, SparseLogits
+from softcache.codecs import AnchoredLogits, AttentionMap, HardLabels, Items, SampledLogits, SparseLogits
 from softcache.codecs.topk import Tail
 
 if TYPE_CHECKING:
@@ -51,6 +51,25 @@ class Sparse:
             t.to(device, non_blocking=True) for t in (self.index, self.values, self.soft_mean)
         )
         return Sparse(index, values, soft_mean, self.tail)
+
+
+@dataclass(frozen=True)
+class Anchored:
+    """What ``anchored`` kept of a batch of logits: see :class:`softcache.codecs.anchored.AnchoredLogits`.
+
+    ``values`` float32 (B, C), ``rest`` bool (B, C), ``shift`` float32 (B, 4).
+    """
+
+    values: Tensor
+    rest: Tensor
+    shift: Tensor
+
+    def constant(self) -> bool:
+        return bool((self.values[1:] == self.values[:1]).all())
+
+    def to(self, device: torch.device | str) -> Anchored:
+        values, rest, shift = (t.to(device, non_blocking=True) for t in (self.values, self.rest, self.shift))
+        return Anchored(values, rest, shift)
 
 
 @dataclass(frozen=True)
@@ -98,7 +117,7 @@ class Parts:
         return Parts({name: t.to(device, non_blocking=True) for name, t in self.values.items()})
 
 
-OfLogits = Dense | Sparse | Sampled | Hard
+OfLogits = Dense | Sparse | Anchored | Sampled | Hard
 BatchTarget = OfLogits | Parts
 
 
@@ -110,6 +129,8 @@ def to_tensors(decoded: Any) -> BatchTarget:
     if isinstance(decoded, SampledLogits):
         index, entropy = map(torch.from_numpy, (decoded.index, decoded.entropy))
         return Sampled(index, entropy, decoded.T, decoded.classes)
+    if isinstance(decoded, AnchoredLogits):
+        return Anchored(*map(torch.from_numpy, (decoded.value, decoded.rest, decoded.shift)))
     if isinstance(decoded, HardLabels):
         return Hard(torch.from_numpy(decoded.index), decoded.classes)
     if isinstance(decoded, Items | AttentionMap):

@@ -239,7 +239,8 @@ class TarLoader:
             fields = {
                 f: np.stack([row.of.fields[path][row.row] for row in rows]) for f, path in paths.items()
             }
-            found[name] = to_tensors(target.decode(fields))
+            positions = self.cache.grid.positions(np.array([row.of.samples[row.row] for row in rows]))
+            found[name] = to_tensors(target.decode(fields | self.cache.beside(name, positions)))
         return found
 
     def _pixels(self, row: _Row, view: View) -> np.ndarray:

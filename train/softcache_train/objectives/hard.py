@@ -5,13 +5,14 @@ Touvron et al. 2021, "Training data-efficient image transformers & distillation 
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from softcache.errors import MismatchError
-from softcache_train.objectives.logits import Target, understood
+from softcache_train.objectives.logits import Target, scaled, understood
 from softcache_train.objectives.precision import exactly, promoted
-from softcache_train.targets import Dense, OfLogits, Sampled, Sparse
+from softcache_train.targets import Anchored, Dense, OfLogits, Sampled, Sparse
 
 
 def hard(student_logits: Tensor, target: Target) -> Tensor:
@@ -21,7 +22,7 @@ def hard(student_logits: Tensor, target: Target) -> Tensor:
     behind the class token.
 
     ``student_logits`` float (B, C); ``target`` as for :func:`~softcache_train.objectives.kd`: whole logits (the lower class
-    where two are equal), what ``topk`` or ``packed`` kept, or ``argmax``, all with the same loss. At least float32 is
+    where two are equal), what ``topk``, ``packed`` or ``anchored`` kept, or ``argmax``. At least float32 is
     computed in. Raises :class:`MismatchError` when the shapes differ, or of what ``sample`` drew, which may miss the class.
     """
     known = understood(target, student_logits, "hard")
@@ -32,6 +33,8 @@ def hard(student_logits: Tensor, target: Target) -> Tensor:
 def _decision(target: OfLogits) -> Tensor:
     if isinstance(target, Dense):
         return target.values.argmax(dim=1)
+    if isinstance(target, Anchored):
+        return scaled(target, 1, torch.float64).argmax(dim=1)
     if isinstance(target, Sparse):
         return target.index[:, 0]
     if isinstance(target, Sampled):

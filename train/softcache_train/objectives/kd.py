@@ -12,7 +12,7 @@ from torch import Tensor
 
 from softcache.codecs import sample
 from softcache_train.objectives.checks import check_temperature
-from softcache_train.objectives.logits import Target, kept_log_probs, understood
+from softcache_train.objectives.logits import Target, kept_log_probs, scaled, understood
 from softcache_train.objectives.precision import exactly, promoted
 from softcache_train.targets import Hard, OfLogits, Sampled, Sparse
 
@@ -26,6 +26,7 @@ def kd(student_logits: Tensor, target: Target, T: float = 4.0) -> Tensor:  # noq
     Σ_K p_t log(p_t/p_s) + P_t log(P_t/P_s), the others being one bucket; or with ``tail=spread``
     Σ_K p_t log(p_t/p_s) + P_t (log(P_t/n) − 1/n Σ log p_s), over the n others. From ``sample``: −H(p_t) − 1/n Σ log p_s of
     the n classes drawn, whose mean over draws is the KL, as its gradient is that of the KL (arXiv:2503.16870, §3). From
+    ``anchored``: the KL, with p_t(T) as its decoder has it, softmax(z_t/T + c(T)·[not kept of the view]). From
     ``argmax``: −log p_s(1) of the teacher's class, whatever T.
 
     ``student_logits`` float (B, C); ``target`` as ``batch["logits"]`` of a :class:`~softcache_train.Loader` or of a
@@ -48,7 +49,7 @@ def _kd(z: Tensor, target: OfLogits, T: float) -> Tensor:  # noqa: N803
         sample.check(T, target.T)
         drawn = F.log_softmax(z / T, dim=1).gather(1, target.values)
         return -(T**2) * (drawn.mean(dim=1) + target.entropy.to(z.dtype)).mean()
-    teacher = F.log_softmax(target.values.detach().to(z.dtype) / T, dim=1)
+    teacher = F.log_softmax(scaled(target, T, z.dtype), dim=1)
     return T**2 * F.kl_div(F.log_softmax(z / T, dim=1), teacher, reduction="batchmean", log_target=True)
 
 

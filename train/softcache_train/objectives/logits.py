@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from softcache.codecs import anchored
 from softcache.codecs.topk import Tail
 from softcache.errors import MismatchError
-from softcache_train.targets import BatchTarget, Dense, Hard, OfLogits, Parts, Sampled, Sparse
+from softcache_train.targets import Anchored, BatchTarget, Dense, Hard, OfLogits, Parts, Sampled, Sparse
 
 Target = BatchTarget | Tensor | Mapping[str, Tensor]
 
@@ -20,18 +22,18 @@ def understood(target: Target, student_logits: Tensor, who: str) -> OfLogits:
     if isinstance(target, Tensor):
         target = Hard(target, student_logits.shape[-1]) if not target.is_floating_point() else Dense(target)
     elif isinstance(target, Mapping):
-        if not {"tail", "draws"} & target.keys():
+        if not {"tail", "draws", "rest"} & target.keys():
             raise MismatchError(
                 f"{who} learns from logits, and this target has {', '.join(map(str, target))}"
             )
         target = _collated(target, student_logits.shape[-1], who)
     if isinstance(target, Parts):
         raise MismatchError(f"{who} learns from logits, and this target has {', '.join(target.values)}")
-    if not isinstance(target, Dense | Sparse | Sampled | Hard):
+    if not isinstance(target, Dense | Sparse | Anchored | Sampled | Hard):
         raise MismatchError(
             f"{who} learns from logits as tensors, batch['logits'] of a Loader, not from a {type(target).__name__}"
         )
-    if isinstance(target, Dense):
+    if isinstance(target, Dense | Anchored):
         shape = tuple(target.values.shape)
     else:
         classes = target.tail.classes if isinstance(target, Sparse) else target.classes
@@ -48,24 +50,44 @@ def whole(target: Target, student_logits: Tensor, who: str) -> Tensor:
     found = understood(target, student_logits, who)
     if isinstance(found, Dense):
         return found.values.detach()
-    kept = {Sparse: "the largest", Sampled: "draws", Hard: "the teacher's class"}[type(found)]
+    kept = {
+        Anchored: "corrections of its image's",
+        Sparse: "the largest",
+        Sampled: "draws",
+        Hard: "the teacher's class",
+    }[type(found)]
     raise MismatchError(
         f"{who} needs whole logits, and the cache has {kept} of each row: cache them with full(u8) or full(f16)"
     )
 
 
+def scaled(target: Dense | Anchored, T: float, dtype: torch.dtype) -> Tensor:  # noqa: N803
+    """Numbers (B, C) whose softmax is p_t(T). Raises :class:`SpecError` for a T at which ``anchored`` knows none."""
+    values = target.values.detach().to(dtype) / T
+    if isinstance(target, Dense):
+        return values
+    return values + target.rest * _between(target.shift, anchored.weights(T), dtype)[:, None]
+
+
 def kept_log_probs(target: Sparse, T: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:  # noqa: N803
     """log p_t(T) of the kept classes and, last, of all others together, (B, k + 1), −∞ in places where nothing is kept; and
     how many the others are, (B,)."""
-    weights = torch.as_tensor(target.tail.weights(T), dtype=dtype, device=target.values.device)
     rest = target.tail.classes - torch.isfinite(target.values).sum(1).to(dtype)
-    # no matmul, whose precision autocast and TF32 would lower
-    other = (target.soft_mean.to(dtype) * weights).sum(1) / T + rest.log()
+    other = _between(target.soft_mean, target.tail.weights(T), dtype) / T + rest.log()
     return F.log_softmax(torch.cat([target.values.to(dtype) / T, other[:, None]], dim=1), dim=1), rest
 
 
-def _collated(target: Mapping[str, Tensor], classes: int, who: str) -> Sparse | Sampled:
-    """What a DataLoader made of ``arrays()`` of :class:`softcache.codecs.SparseLogits` or ``SampledLogits``."""
+def _between(known: Tensor, weights: np.ndarray, dtype: torch.dtype) -> Tensor:
+    """What is known at some temperatures, (B, n), at another one, (B,)."""
+    # no matmul, whose precision autocast and TF32 would lower
+    return (known.to(dtype) * torch.as_tensor(weights, dtype=dtype, device=known.device)).sum(1)
+
+
+def _collated(target: Mapping[str, Tensor], classes: int, who: str) -> Sparse | Anchored | Sampled:
+    """What a DataLoader made of ``arrays()`` of :class:`softcache.codecs.SparseLogits`, ``AnchoredLogits`` or
+    ``SampledLogits``."""
+    if "rest" in target:
+        return Anchored(target["value"], target["rest"], target["shift"])
     if "draws" in target:
         drawn = sorted(set(target["T"].tolist()))
         if len(drawn) > 1:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from softcache.codecs import sample
 from softcache_train.objectives.checks import check_temperature
-from softcache_train.objectives.logits import Target, kept_log_probs, understood
+from softcache_train.objectives.logits import Target, kept_log_probs, scaled, understood
 from softcache_train.objectives.precision import exactly, promoted
 from softcache_train.targets import Hard, OfLogits, Sampled, Sparse
 
@@ -44,7 +44,7 @@ def _squares(p: Tensor, target: OfLogits, T: float) -> Tensor:  # noqa: N803
         once = torch.full_like(target.values, 1 / target.values.shape[1], dtype=p.dtype)
         teacher = torch.zeros_like(p).scatter_add(1, target.values, once)
     else:
-        teacher = F.softmax(target.values.detach().to(p.dtype) / T, dim=1)
+        teacher = F.softmax(scaled(target, T, p.dtype), dim=1)
     return (p - teacher).square().sum()
 
 
