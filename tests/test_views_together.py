@@ -122,14 +122,27 @@ def test_a_view_that_another_builder_holds_is_left_to_it(tmp_path: Path):
     assert files(sc.open(store.root)) == files(whole)
 
 
-def groups_of(samples: int, views: int, world: int, row: int = 40) -> list[list[Any]]:
+def groups_of(samples: int, views: int, world: int, row: int = 40, first: int = 0) -> list[list[Any]]:
     job: Any = SimpleNamespace(
         grid=Grid(samples, views, 1024, 0),
         teacher=SimpleNamespace(input_spec=SimpleNamespace(size=(224, 224))),
         arrays=[SimpleNamespace(row_bytes=row)],
         batch=64,
+        bases=SimpleNamespace(views=first),
     )
-    return loop._groups(job, world)
+    return loop.groups(job, world)
+
+
+@pytest.mark.parametrize("first", [2, 6, 9])
+@pytest.mark.parametrize("world", [1, 8])
+@pytest.mark.parametrize("row", [40, 1 << 20])
+def test_the_views_that_bases_are_made_of_are_in_one_group(first: int, world: int, row: int):
+    groups = groups_of(5000, 9, world, row, first)
+    assert sorted(b for group in groups for b in group) == list(Grid(5000, 9, 1024, 0).blocks())
+    for group in groups:
+        assert len({b.index for b in group}) == 1
+        views = [b.view for b in group]
+        assert views[0] >= first or (views[0] == 0 and views[-1] >= first - 1)
 
 
 @pytest.mark.parametrize("views", [1, 2, 7, 10, 40])

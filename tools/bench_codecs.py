@@ -225,8 +225,7 @@ def of_logits(data: Path, quick: bool, clock: bool) -> Rows:
     found |= ml_dr(views[:, -VIEWS:])
     for text in ("topk(10)", "topk(50)", "full(u8)", "full(f16)"):
         found[text] = of_codec(text, values, clock)
-    if "anchored" in codecs.CODECS:
-        found |= {text: of_anchored(text, views, clock) for text in ANCHORED}
+    found |= {text: of_anchored(text, views, clock) for text in ANCHORED}
     return found | of_head(data, 24 if quick else 96)
 
 
