@@ -52,12 +52,12 @@ def known(monkeypatch):
 
 @pytest.fixture(scope="module")
 def mapped(source, tmp_path_factory):
-    """A cache with logits and a map of (6, 7, 7)."""
+    """A cache with logits, a map of (6, 7, 7), and two attentions of it."""
     torch.manual_seed(0)
     teacher = nn.Sequential(nn.Conv2d(3, 6, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(294, 4))
     teacher.input_spec = {"size": [toys.SIZE] * 2, "mean": [0.5] * 3, "std": [0.25] * 3}  # pyright: ignore
     path = tmp_path_factory.mktemp("mapped") / "cache"
-    targets = {"logits": "full(f16)", "0": "f16"}
+    targets = {"logits": "full(f16)", "0": "f16", "0.strength": "strength(4)", "0.attention": "attention"}
     return softcache.build(
         path,
         source=source,
@@ -264,6 +264,21 @@ def test_a_students_gradient_is_by_pixels_in_0_to_1(mapped, source):
     fed = pixels / torch.tensor([0.25, 0.25, 0.5]).view(3, 1, 1)
     loss = torch.nn.functional.cross_entropy(student(fed), batch.labels, reduction="sum")
     assert torch.allclose(found, torch.autograd.grad(loss, pixels)[0], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("target", "told"),
+    [
+        ("0.strength", r"\|F\|\^2.*'0.strength' holds strength\(4\)"),
+        ("0.attention", "'0.attention' holds attention"),
+    ],
+)
+def test_attention_of_another_meaning_is_refused(mapped, source, tmp_path, target, told):
+    asked = {"attention": {"target": target, "student": "0"}}
+    with pytest.raises(SpecError, match=told + r".*: cache strength\(2\) of that layer, or its map"):
+        run(mapped, source, tmp_path, objectives=["ce", asked])
+    of_four = {"attention": {"target": "0.strength", "student": "0", "p": 4}}
+    run(mapped, source, tmp_path, objectives=["ce", of_four], epochs=1)
 
 
 def test_own_exits_are_listened_to(cache, source, tmp_path):

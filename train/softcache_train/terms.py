@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from softcache.cache import Cache
+from softcache.codecs.strength import Strength
 from softcache.errors import MismatchError, SoftcacheError, SpecError, suggest
 from softcache.keyed import hash64
+from softcache.targets import Target
 from softcache_train.config import Objective
 from softcache_train.loader import Batch
 from softcache_train.objectives import OBJECTIVES, combine, input_gradient
@@ -164,11 +166,23 @@ def require_targets(objectives: Iterable[Objective], cache: Cache) -> None:
             if kind not in known.kinds:
                 what = " or ".join(k.replace("_", " ") for k in known.kinds)
                 raise SpecError(f"{asked.name} learns from {what}; the target {name!r} is a {kind}")
+            if kind == "attention_map":
+                _require_strength(asked, cache.targets[name])
         if not known.mixes and (cache.mixed or cache.tiled):
             raise SpecError(
                 f"{asked.label} is of one image with one label, and the views of {cache.path} are mixed: build a cache "
                 "without mixup, cutmix or mosaic for it"
             )
+
+
+def _require_strength(asked: Objective, target: Target) -> None:
+    """Attention is of one meaning: another's map has the same shape, and would teach something else in silence."""
+    p, codec = asked.options.get("p", 2), target.codec
+    if not isinstance(codec, Strength) or codec.p != p:
+        raise SpecError(
+            f"{asked.name} compares the mean of |F|^{p}, and the target {target.name!r} holds {target.spec}: cache "
+            f"strength({p}) of that layer, or its map"
+        )
 
 
 def _instead(name: str, cache: Cache) -> str:
