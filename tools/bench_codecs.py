@@ -49,10 +49,13 @@ from softcache.targets import Logits
 AT = (1, 2, 4, 8)
 BYTES = (16, 20, 28, 44, 64, 92, 128, 256, 512, 1000)
 ANCHORED = (
+    "anchored(listed=4, extra=1, base=1)",
     "anchored(listed=8, extra=2, base=2)",
     "anchored",
     "anchored(listed=48, bits=3, extra=8)",
     "anchored(listed=128, base=4, extra=8)",
+    "anchored(listed=256, base=5, extra=16)",
+    "anchored(listed=512, bits=5, base=6, extra=16)",
 )
 FORMS = {"raw": ",.0f", "zstd": ",.0f", "cosine": ".5f"}  # else shares
 MAP_TABLES = {
