@@ -13,7 +13,7 @@ import mmap
 import os
 import stat
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -193,9 +193,11 @@ class OpenFile:
         self.path, self._fd = path, -1
         self._fd, self.size = _opened(path)
 
-    def __del__(self) -> None:
+    def __del__(
+        self, close: Callable[[int], None] = os.close
+    ) -> None:  # modules are empty when the process ends
         if self._fd >= 0:
-            os.close(self._fd)
+            close(self._fd)
 
     def read(self, offset: int, size: int) -> bytes:
         """So many bytes. :class:`DamageError` where they are not there any more."""
