@@ -27,7 +27,7 @@ _STALE = 64  # reads after which a view's records make room for others
 _OPEN_FILES = 4096  # at most; and no more than a quarter of what the process may open
 _KEPT_FILES = 64  # are kept open, however large their indices
 _THREADS = 2
-_THREADED_BYTES = 1 << 20  # below this, handing rows to threads costs more than decoding them
+_THREADED_BYTES = 1 << 17  # below this, handing rows to threads costs more than decoding them
 
 
 class _Group:
@@ -91,7 +91,7 @@ class Reader:
         found |= {f: self._wide(a, view, positions) for f, a in group.wide.items()}
         if group.small:
             whole = self._slab(path, view) if slab else None
-            rows = self._scattered(path, view, positions) if whole is None else np.take(whole, positions)
+            rows = self._scattered(path, view, positions) if whole is None else whole.take(positions)
             found |= {f: rows[f] for f in group.small}
         return found
 

@@ -14,6 +14,7 @@ import os
 import stat
 import struct
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -31,6 +32,8 @@ ZSTD_LEVEL = 1
 _CRC = 4
 _INDEX = 16  # bytes of a row's entry in the index of a sharded file
 _PIECE = 1 << 20
+_THREADS = 2  # that compress
+_THREADED_BYTES = 1 << 20  # rows of fewer are compressed where they are
 _ABSENT = np.uint64(2**64 - 1)
 _DTYPES = {"uint8", "int8", "uint16", "int16", "uint32", "int32", "int64", "float16", "float32"}
 
@@ -133,21 +136,22 @@ class Array:
         yield struct.pack("<I", crc)
 
     def _plain(self, data: np.ndarray) -> bytes:
-        body = data.tobytes() + bytes((self.rows - len(data)) * self.row_bytes)
-        return body + _crc(body)
+        body = data.reshape(-1).view(np.uint8).data, bytes((self.rows - len(data)) * self.row_bytes)
+        return b"".join([*body, _crc(*body)])
 
     def _sharded(self, data: np.ndarray) -> bytes:
-        from numcodecs import zstd  # pyright: ignore[reportAttributeAccessIssue]
-
         index = np.full((self.rows, 2), _ABSENT, "<u8")
-        parts, offset = [], 0
-        for i, row in enumerate(data):
-            body = bytes(zstd.compress(row.reshape(-1).view(np.uint8), ZSTD_LEVEL))
-            parts.append(body + _crc(body))
-            index[i] = offset, len(parts[-1])
-            offset += len(parts[-1])
+        rows = data.reshape(len(data), -1).view(np.uint8)
+        if data.nbytes < _THREADED_BYTES:
+            frames = _frames(rows)
+        else:
+            with ThreadPoolExecutor(_THREADS) as pool:
+                frames = [f for half in pool.map(_frames, np.array_split(rows, _THREADS)) for f in half]
+        ends = np.cumsum([len(frame) for frame in frames], dtype="<u8")
+        index[: len(frames), 1] = np.diff(ends, prepend=np.uint64(0))
+        index[: len(frames), 0] = ends - index[: len(frames), 1]
         table = index.tobytes()
-        return b"".join([*parts, table, _crc(table)])
+        return b"".join([*frames, table, _crc(table)])
 
     def plain_bytes(self) -> int:
         """The size of every plain file."""
@@ -172,10 +176,19 @@ def groups(arrays: list[Array]) -> list[str]:
     return sorted(found)
 
 
-def _crc(data: bytes | memoryview) -> bytes:
+def _frames(rows: np.ndarray) -> list[bytes]:
+    """Of rows of bytes ``(n, m)``: each as a zstd frame, with its checksum."""
+    from numcodecs import zstd  # pyright: ignore[reportAttributeAccessIssue]
+
+    packed = (bytes(zstd.compress(row, ZSTD_LEVEL)) for row in rows)
+    return [frame + _crc(frame) for frame in packed]
+
+
+def _crc(*parts: bytes | memoryview) -> bytes:
     value = 0
-    for start in range(0, len(data), _PIECE):  # the library wants bytes: copy a piece, not the file
-        value = google_crc32c.extend(value, bytes(data[start : start + _PIECE]))
+    for data in parts:
+        for start in range(0, len(data), _PIECE):  # the library wants bytes: copy a piece, not the file
+            value = google_crc32c.extend(value, bytes(data[start : start + _PIECE]))
     return struct.pack("<I", value)
 
 
@@ -337,7 +350,9 @@ class Sharded:
     """A ``sharding_indexed`` file, open, its index checked once; rows are decoded one by one."""
 
     def __init__(self, path: Path, array: Array):
-        self.path, self.array = path, array
+        from numcodecs import zstd  # pyright: ignore[reportAttributeAccessIssue]
+
+        self.path, self.array, self._decompress = path, array, zstd.decompress
         self._file = OpenFile(path)
         size = array.rows * _INDEX
         self._end = self._file.size - size - _CRC
@@ -352,8 +367,6 @@ class Sharded:
 
     def read(self, row: int, out: np.ndarray) -> None:
         """Decode one row into ``out``: C-contiguous, the array's dtype and row shape. Safe in threads."""
-        from numcodecs import zstd  # pyright: ignore[reportAttributeAccessIssue]
-
         offset, size = self._index[row].tolist()
         if offset + size > self._end or size <= _CRC:
             raise DamageError(f"{self.path}: row {row} is missing or lies outside the file")
@@ -366,6 +379,6 @@ class Sharded:
             raise DamageError(f"{self.path}: row {row} does not hold {self.array.row_bytes:,} bytes")
         try:
             # The destination's size is the row's: longer content fails instead of growing.
-            zstd.decompress(body, out.reshape(-1).view(np.uint8))
+            self._decompress(body, out.reshape(-1).view(np.uint8))
         except (RuntimeError, ValueError) as e:
             raise DamageError(f"{self.path}: row {row} does not decompress: {e}") from e

@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 
 from softcache import codecs
 from softcache.codecs import CODECS, Codec
-from softcache.codecs.fields import half_down, half_up
+from softcache.codecs.fields import floats, half_down, half_up
 from softcache.codecs.pool import Pooled
 from softcache.errors import CodecError, SpecError
 from softcache.measure import cosine, kl
@@ -361,3 +361,14 @@ def test_maps_too_small_for_halves_keep_the_bound_and_are_not_told_as_kept(text:
     ]
     assert np.allclose(told, expected, atol=1e-12)
     assert kept.any() == (size > 3e-8)
+
+
+def test_every_half_is_the_same_number_as_a_float():
+    halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    rows = np.zeros(
+        (256, 256), [("before", np.uint8), ("value", np.float16)]
+    )  # as in a record: neither aligned nor packed
+    rows["value"] = halves.reshape(256, 256)
+    for values in (halves, rows["value"]):
+        with np.errstate(invalid="ignore"):
+            assert floats(values).tobytes() == values.astype(np.float32).tobytes()

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from softcache.codecs.fields import Field, Fields
+from softcache.codecs.fields import Field, Fields, floats
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class F16:
         return {"value": values.astype(np.float16)}
 
     def decode(self, fields: Fields, shape: tuple[int, ...]) -> np.ndarray:
-        return fields["value"].astype(np.float32)
+        return floats(fields["value"])
 
     def bound(self, fields: Fields, shape: tuple[int, ...]) -> np.ndarray:
         # |x| ≤ |value|·(1 + 2⁻¹¹)/(1 − 2⁻²²) < |value|·1.001: the stored value bounds the original.

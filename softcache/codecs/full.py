@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from softcache.codecs.fields import Field, Fields, half_down, half_up
+from softcache.codecs.fields import Field, Fields, floats, half_down, half_up
 from softcache.errors import CodecError, SpecError, nearest
 
 _DTYPES = {"f16": "float16", "u8": "uint8"}
@@ -55,9 +55,9 @@ class Full:
         return {"low": low, "step": step, "value": value.astype(np.uint8)}
 
     def decode(self, fields: Fields, shape: tuple[int, ...]) -> np.ndarray:
-        value = fields["value"].astype(np.float32)
         if self.dtype == "f16":
-            return value
+            return floats(fields["value"])
+        value = fields["value"].astype(np.float32)
         value *= fields["step"].astype(np.float32)[..., None]
         value += fields["low"].astype(np.float32)[..., None]
         return value
