@@ -48,7 +48,7 @@ def test_the_rows_are_those_of_a_cache_that_compresses(plain: Cache, small_cache
 def test_big_plain_rows_are_never_gathered_into_a_slab(plain: Cache):
     cache = sc.open(plain.path)
     cache.read(0, SAMPLES, "map")
-    assert cache.reader._slabs["targets/map"][1].dtype.names == ("scale",)
+    assert cache.reader._slabs["targets/map", 0][0].dtype.names == ("scale",)
     first = cache.reader.fields("targets/map", 0, np.arange(20))["value"]
     assert cache.reader.fields("targets/map", 1, np.arange(20))["value"].base is first.base  # used again
 
