@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,8 +18,13 @@ ZSTD = True
 SLOW = 20_000
 
 
+@cache
+def _mapped(path: str) -> np.ndarray:
+    return np.load(path, mmap_mode="r")
+
+
 def _record(i: int, names: tuple[str, ...], folder: str) -> dict[str, np.ndarray]:
-    return {name: np.load(f"{folder}/{name}.npy", mmap_mode="r")[i].copy() for name in names}
+    return {name: np.array(_mapped(f"{folder}/{name}.npy")[i]) for name in names}
 
 
 def write(arrays: Mapping[str, np.ndarray], folder: Path, zstd: bool) -> None:
