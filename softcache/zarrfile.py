@@ -332,7 +332,7 @@ class Plain:
     def __init__(self, path: Path, array: Array):
         self.path, self.array = path, array
         self._file = _plain(path, array)
-        self._mapped: memoryview | None = None
+        self._mapped: tuple[memoryview, np.ndarray] | None = None
 
     def all(self) -> np.ndarray:
         """Every row, ``(rows, *row)``, read into memory."""
@@ -341,9 +341,10 @@ class Plain:
     def rows(self) -> np.ndarray:
         """Every row, mapped, to be copied at once: :class:`DamageError` where the file is shorter by now."""
         if self._mapped is None:
-            self._mapped = memoryview(self._file.map())
-        require_whole(self._mapped, self.path)
-        return _rows(self._mapped, self.array)
+            data = memoryview(self._file.map())
+            self._mapped = data, _rows(data, self.array)
+        require_whole(self._mapped[0], self.path)
+        return self._mapped[1]
 
 
 class Sharded:
