@@ -49,7 +49,7 @@ def whole(target: Target, student_logits: Tensor, who: str) -> Tensor:
     """The teacher's logits (B, C), every one of them. Raises :class:`MismatchError` where a codec left some out."""
     found = understood(target, student_logits, who)
     if isinstance(found, Dense):
-        return found.values.detach()
+        return found.values
     kept = {
         Anchored: "corrections of its image's",
         Sparse: "the largest",
