@@ -70,7 +70,7 @@ def student(options: Options) -> tuple[str | None, int | None]:
             said = file.metadata() or {}
     except (safetensors.SafetensorError, OSError):
         return None, None  # whoever loads it says what is wrong
-    cache, classes = said.get("softcache.cache", ""), said.get("softcache.classes", "")
+    cache, _, classes = said.get("softcache.cache", "").partition(" ")
     return (
         cache if re.fullmatch("[0-9a-f]{64}", cache) else None,
         int(classes) if re.fullmatch("[1-9][0-9]{0,8}", classes) else None,

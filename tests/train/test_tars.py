@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import shutil
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -12,12 +13,13 @@ import softcache_train as st
 import torch
 from hypothesis import given
 from hypothesis import strategies as h
+from softcache_train import tars
 from softcache_train.tars import TarLoader, shuffled
 
 import softcache as sc
 from softcache.errors import DamageError, SpecError, StoreError
 from softcache.exchange.webdataset import export
-from softcache.keyed import in_turn
+from softcache.keyed import Permutation, in_turn
 from softcache.testing import flip_bit, make_image_folder, toy_teacher
 
 SMALL = {"views": 2, "block_rows": 8, "batch": 4, "progress": False}
@@ -60,7 +62,8 @@ def exports(small, tmp_path_factory) -> dict[str, Path]:
 
 def of_loader(loader: st.Loader, rows: np.ndarray, view: int) -> st.loader.Batch:
     """What a loader gives for these rows."""
-    loader._rows = lambda epoch, step: (rows, view, loader.cache.read_views(view, rows))  # pyright: ignore
+    asked = st.loader._Asked(rows, (view,), [loader.cache.read_views(view, rows)], None)
+    loader._ask = lambda epoch, step: asked  # pyright: ignore
     return loader.batch(0, 0)
 
 
@@ -80,7 +83,7 @@ def same(a: st.loader.Batch, loader: st.Loader) -> None:
 
 @given(h.integers(1, 300), h.integers(1, 400), h.integers(0, 9))
 def test_a_window_is_shuffled_and_holds_no_more_than_it_says(count: int, window: int, seed: int):
-    order = shuffled(count, window, "x", seed)
+    order = np.array(list(shuffled(count, window, 0, "x", seed)))
     assert sorted(order.tolist()) == list(range(count))
     read, held, most = 0, set(), 0
     for number in order.tolist():
@@ -92,6 +95,18 @@ def test_a_window_is_shuffled_and_holds_no_more_than_it_says(count: int, window:
     assert most <= window + 1
     if count > 50 and window > 50:
         assert (order != np.arange(count)).mean() > 0.5
+
+
+@given(h.integers(1, 300), h.integers(1, 90), h.integers(0, 9), h.integers(1, 50))
+def test_a_window_is_shuffled_piece_by_piece_from_any_place_on(
+    count: int, window: int, seed: int, piece: int
+):
+    """As an array of all would be, sorted by number and a keyed offset."""
+    late = Permutation(count, "x", seed).forward(np.arange(count)) * (window / count)
+    expected = np.argsort(np.arange(count) + late, kind="stable").tolist()
+    with mock.patch.object(tars, "_PIECE", piece):
+        for first in (0, count // 3, count - 1, count):
+            assert list(shuffled(count, window, first, "x", seed)) == expected[first:]
 
 
 @pytest.mark.parametrize("embed", ["images", "views"])

@@ -62,7 +62,8 @@ def save(
     if terms is not None and (own := terms.state_dict()):
         parts["terms"] = own
     for kind, tensors in parts.items():
-        said = {"softcache.cache": state.cache, "softcache.classes": str(state.num_classes)}
+        # in one word: safetensors writes several in any order, and equal runs end with equal bytes
+        said = {"softcache.cache": f"{state.cache} {state.num_classes}"}
         data = to_bytes(
             {k: t.detach().cpu().contiguous().clone() for k, t in tensors.items()},
             said if kind == "model" else None,

@@ -27,7 +27,7 @@ from softcache_train.objectives import OBJECTIVES
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 NO_EFFECT_ON_WEIGHTS = frozenset(
-    {"workers", "val_limit", "check_source", "checkpoint_every", "out", "warp_threshold"}
+    {"workers", "processes", "val_limit", "check_source", "checkpoint_every", "out", "warp_threshold"}
 )
 
 
@@ -187,8 +187,15 @@ class Config(BaseModel):
     """The least cosine, of those the build measured, that lets a target be warped."""
 
     seed: NonNegativeInt = 0
+    views_per_image: PositiveInt = 1
+    """How many views of every image a batch holds; an epoch is so many times as long. See
+    :class:`softcache_train.order.Order`."""
+    shuffle: Literal["auto", "global", "blocks"] = "auto"
+    """See :mod:`softcache_train.shuffle`."""
     workers: NonNegativeInt = 2
-    """Threads that decode and render; 0 does it between the steps."""
+    """How many decode and render; 0 does it between the steps."""
+    processes: bool = False
+    """Workers are processes, not threads: faster on small images."""
     amp: Literal["auto", False] = "auto"
     """Mixed precision on CUDA (bfloat16, or float16 with loss scaling); never on a CPU."""
     val_split: str | None = None
@@ -248,7 +255,13 @@ class Config(BaseModel):
 
     def identity(self) -> dict[str, Any]:
         """The options that decide the weights; the others may change when a run is resumed."""
-        unsaid = {n for n in ("objectives", "clip_norm") if getattr(self, n) is None}
+        later = (
+            "objectives",
+            "clip_norm",
+            "views_per_image",
+            "shuffle",
+        )  # runs begun before there were these go on
+        unsaid = {n for n in later if getattr(self, n) == type(self).model_fields[n].default}
         return self.model_dump(mode="json", exclude=set(NO_EFFECT_ON_WEIGHTS) | unsaid)
 
 

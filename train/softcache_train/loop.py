@@ -101,6 +101,9 @@ def _train(
         target_source=_target_source(config, cache, device),
         samples=divided.train,
         views=config.views,
+        views_per_image=config.views_per_image,
+        shuffle=config.shuffle,
+        processes=config.processes,
         pairing=pairing,
         policy=config.policy,
         recipe=config.recipe,
@@ -291,7 +294,7 @@ def _check_kept(objective: Objective, cache: Cache) -> None:
 
 
 def _check_labels(config: Config, loader: Loader, num_classes: int) -> None:
-    labels = loader.labels[loader.order.samples]
+    labels = loader.labels[loader.samples]
     if labels.max() >= num_classes:
         raise MismatchError(
             f"the source has labels up to {labels.max()} and the teacher {num_classes} classes"

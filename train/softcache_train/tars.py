@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -33,6 +34,7 @@ from softcache_train.loader import Batch, check_counts, normalise, refuse_consta
 from softcache_train.targets import BatchTarget, to_tensors
 
 WINDOW = 1024  # rows
+_PIECE = 1 << 16  # numbers shuffled at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,8 +120,9 @@ class TarLoader:
         self.views, self.seed, self.window = views or self.cache.views, seed, window
         self.workers, self.rank, self.world, self.global_batch = workers, rank, world, global_batch
         grid = self.cache.grid
-        blocks = [grid.block(0, index) for index in range(grid.blocks_per_view)]
-        self._valid = np.array([len(self._tars.contents.rows(block)) for block in blocks])
+        self._valid = np.full(grid.blocks_per_view, grid.block_rows)  # rows of each block
+        self._valid[-1] = grid.samples - (len(self._valid) - 1) * grid.block_rows
+        np.subtract.at(self._valid, grid.positions(self.cache.invalid) // grid.block_rows, 1)
         if not len(self):
             raise SpecError(
                 f"global_batch={global_batch} does not fit {self._valid.sum()} samples: an epoch would have no step"
@@ -163,35 +166,44 @@ class TarLoader:
         steps = len(self)
         start, stop = (steps * (r * self.global_batch // self.world) for r in (self.rank, self.rank + 1))
         each = (stop - start) // steps
-        order = shuffled(stop - start, self.window, "window", self.seed, epoch, self.rank)
-        needed = np.zeros(stop - start, bool)
-        needed[order[step * each :]] = True
-        rows, held = self._rows(epoch, view, start, needed), dict[int, _Row]()
-        for first in range(step * each, stop - start, each):
+        first, total = step * each, stop - start
+        coming = shuffled(total, self.window, first, "window", self.seed, epoch, self.rank)
+        soon = list(islice(coming, 2 * self.window))
+        # of the rows that come before, those that an earlier step had are not wanted; all from ``sure`` on are
+        sure = first + self.window
+        late = {number for number in soon if number < sure}
+        rows, held = (
+            self._rows(epoch, view, start, total, lambda n: n >= sure or n in late),
+            dict[int, _Row](),
+        )
+        numbers = chain(soon, coming)
+        for _ in range(step, steps):
             batch = []
-            for number in order[first : first + each].tolist():
+            for number in islice(numbers, each):
                 while number not in held:
                     held.update([next(rows)])
                 batch.append(held.pop(number))
             yield batch
         next(rows, None)  # the end of the last tar is looked at, too
 
-    def _rows(self, epoch: int, view: int, start: int, needed: np.ndarray) -> Iterator[tuple[int, _Row]]:
-        """The needed rows of this rank, which is those from number ``start`` on of the epoch's stream, with their number
-        from there."""
+    def _rows(
+        self, epoch: int, view: int, start: int, total: int, wanted: Callable[[int], bool]
+    ) -> Iterator[tuple[int, _Row]]:
+        """The wanted ones of this rank's ``total`` rows, which begin at number ``start`` of the epoch's stream, each with
+        its number from there."""
         count = len(self._valid)
         order = Permutation(count, "tars", self.seed, epoch).inverse(np.arange(count))
         first = -start
         for index in order.tolist():
             numbers = range(first, first + int(self._valid[index]))
             first = numbers.stop
-            if numbers.stop <= 0 or numbers.start >= len(needed):
+            if numbers.stop <= 0 or numbers.start >= total:
                 continue
             block = self.cache.grid.block(view, index)
             rows = zip(self._tars.contents.rows(block).tolist(), numbers, strict=True)
-            wanted = {row: n for row, n in rows if 0 <= n < len(needed) and needed[n]}
-            if wanted:
-                yield from self._walk(block, wanted)
+            here = {row: n for row, n in rows if 0 <= n < total and wanted(n)}
+            if here:
+                yield from self._walk(block, here)
 
     def _walk(self, block: Block, wanted: Mapping[int, int]) -> Iterator[tuple[int, _Row]]:
         """These rows of a block, with their numbers."""
@@ -229,7 +241,7 @@ class TarLoader:
         )
         lam = torch.tensor([v.mix.blend.share if v.mix else 1.0 for v in views], dtype=torch.float32)
         images: Tensor = normalise(pixels, self.input_spec)
-        return Batch(images, labels, others, lam, samples, view, views, targets)
+        return Batch(images, labels, others, lam, samples, (view,), views, targets)
 
     def _targets(self, rows: list[_Row]) -> dict[str, BatchTarget]:
         found = {}
@@ -252,14 +264,23 @@ class TarLoader:
             raise DamageError(f"{self.cache.path}: the image {row.member.name} cannot be decoded: {e}") from e
 
 
-def shuffled(count: int, window: int, *keys: int | str) -> np.ndarray:
-    """int64: the numbers ``0 … count-1``, each put at most ``window`` places back or forward, by the keys.
+def shuffled(count: int, window: int, first: int, *keys: int | str) -> Iterator[int]:
+    """The numbers ``0 … count-1``, each put at most ``window`` places back or forward, by the keys; from place ``first`` on.
 
-    Who takes them in this order and reads them in theirs holds at most ``window`` of them at a time.
+    Who takes them in this order and reads them in theirs holds at most ``window`` of them at a time. No array of them all:
+    a number moves back by less than ``window``, so that what lies two windows before ``first`` has come by then.
     """
-    numbers = np.arange(count)
-    late = Permutation(max(count, 1), *keys).forward(numbers) * (window / max(count, 1))
-    return np.argsort(numbers + late, kind="stable")
+    moves, start = Permutation(max(count, 1), *keys), max(0, first - 2 * window)
+    place, held, late = start, np.zeros(0, np.int64), np.zeros(0)
+    for low in range(start, count, _PIECE):
+        numbers = np.arange(low, min(low + _PIECE, count))
+        held = np.concatenate([held, numbers])
+        late = np.concatenate([late, numbers + moves.forward(numbers) * (window / count)])
+        order = np.argsort(late, kind="stable")
+        held, late = held[order], late[order]
+        done = len(held) if numbers[-1] == count - 1 else int(np.searchsorted(late, numbers[-1] + 1))
+        yield from held[max(0, first - place) : done].tolist()
+        place, held, late = place + done, held[done:], late[done:]
 
 
 def _with_pixels(cache: Cache) -> tars.Tars:

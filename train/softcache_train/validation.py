@@ -27,7 +27,8 @@ from softcache.errors import MismatchError, UnreadableImage
 from softcache.keyed import Permutation
 from softcache.recipe import View, render
 from softcache.source import Source
-from softcache_train.loader import normalise, trainable
+from softcache_train.loader import normalise
+from softcache_train.samples import Samples, trainable
 
 ENOUGH = 100
 HELD_OUT = 10  # one cached sample in so many
@@ -37,10 +38,10 @@ THREADS = 2
 
 @dataclass(frozen=True)
 class Split:
-    """``train`` int64 indices into ``cache.ids``; ``val`` int64 indices into ``source``,
+    """``train`` indices into ``cache.ids``; ``val`` int64 indices into ``source``,
     labelled."""
 
-    train: np.ndarray
+    train: Samples
     source: Source
     val: np.ndarray
     origin: str
@@ -59,6 +60,7 @@ def split(cache: Cache, source: Source, pairing: Pairing, val_source: Source | N
         return Split(train, source, _some(outside, limit), "images outside the cache")
     if cache.mixed or cache.tiled:
         return Split(train, source, outside[:0], "")
+    train = np.asarray(train)
     held = train[labels[pairing.index[train]] >= 0]
     held = _some(held, len(held) // HELD_OUT)
     origin = "samples of the cache held out of training"
