@@ -1,4 +1,5 @@
-"""What rows of a cache are decoded with beside their own fields: what the views of an image share."""
+"""What rows of a cache are decoded with beside their own fields: what the views of an image share, or the last layer of the
+teacher."""
 
 from __future__ import annotations
 
@@ -8,12 +9,32 @@ import numpy as np
 
 from softcache.bases import Bases, constants
 from softcache.codecs import Fields
+from softcache.codecs.head import CONSTANTS, WEIGHT
 from softcache.errors import DamageError
 from softcache.parts import Part
 from softcache.zarrfile import Array, map_plain
 
 if TYPE_CHECKING:
     from softcache.cache import Cache
+
+
+def lead_of(own: str) -> str:
+    """What stands before a teacher's constants of its target: of ``2.logits``, of one of several, ``2/``."""
+    return own.rpartition("logits")[0].replace(".", "/")
+
+
+def layer_of(cache: Cache, name: str) -> dict[str, str]:
+    """Where the constants of the last layer lie, of a target that needs it."""
+    part = next(part for part in cache.parts if name in part.targets)
+    lead = lead_of(name.removeprefix(f"{part.named}."))
+    return {n: part.constant(f"constants/{lead}{n}") for n in CONSTANTS}
+
+
+def classes_of(cache: Cache, name: str) -> int:
+    """How many classes a target of logits has."""
+    if not cache.targets[name].layered:
+        return cache.targets[name].shape[0]
+    return len(cache.beside(name, np.zeros(0, np.int64))[WEIGHT])
 
 
 class Beside:
@@ -24,7 +45,14 @@ class Beside:
         self._mapped: dict[str, Fields] = {}
 
     def __call__(self, name: str, positions: np.ndarray) -> Fields:
-        """By field, the rows of the samples at these positions; nothing, of most targets."""
+        """By field, the rows of the samples at these positions, or constants; nothing, of most targets."""
+        if self._cache.targets[name].layered:
+            if name not in self._mapped:
+                self._require_layer(name)
+                self._mapped[name] = {
+                    n: self._cache.constant(path) for n, path in layer_of(self._cache, name).items()
+                }
+            return self._mapped[name]
         if not self._cache.targets[name].shared:
             return {}
         found = self._mapped.get(name)
@@ -41,6 +69,13 @@ class Beside:
                 field: self._map(array).reshape(array.shape) for field, array in arrays.items()
             }
         return {field: rows[positions] for field, rows in found.items()}
+
+    def _require_layer(self, name: str) -> None:
+        for path in layer_of(self._cache, name).values() if self._cache.complete else ():
+            if path not in self._cache.constants:
+                raise DamageError(
+                    f"{self._cache.path}: the manifest names no constant {path!r}, which {name!r} is decoded with"
+                )
 
     def _written(self, arrays: dict[str, Array]) -> bool:
         store = self._cache.store

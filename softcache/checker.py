@@ -186,8 +186,8 @@ def verify_live(
             raise MismatchError(
                 f"target {name!r} of the cache is {target.shape}, and the teacher gives {gives}"
             )
-        said = [target.wrap(row[None]) for row in live[target.tap]]
-        again = [target.wrap(row[None]) for row in control[target.tap][::-1]]
+        said = [target.wrap(row[None]) for row in live[target.said]]
+        again = [target.wrap(row[None]) for row in control[target.said][::-1]]
         kept = [cache.read(v, np.array([s]), [name])[name] for s, v in chosen]
         again = [a.take(k.index) if isinstance(a, Items) else a for a, k in zip(again, kept, strict=True)]
         lost = [

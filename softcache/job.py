@@ -12,12 +12,13 @@ import numpy as np
 
 import softcache
 from softcache import cache as caches
+from softcache import layers, probes
 from softcache import manifest as m
-from softcache import probes
 from softcache.bases import Bases
 from softcache.beginning import begin, begun, check_follows, continued, refusal
 from softcache.block import Grid
-from softcache.codecs import Objects, is_boxed, is_labelled
+from softcache.codecs import Fields, Objects, is_boxed, is_labelled
+from softcache.codecs.head import WEIGHT
 from softcache.errors import (
     MismatchError,
     SoftcacheError,
@@ -60,8 +61,9 @@ _BLOCK_ROWS = 8192  # and at most this many rows
 class Job:
     """Everything a builder needs, agreed with what the store already holds.
 
-    ``bases``: what its views are encoded against. ``cache`` is read for the views of a part that brings none. ``sealed`` and
-    ``table``: what the manifest says of the part, where it is there already, and misses files.
+    ``bases``: what its views are encoded against; ``layers``: the last layers that targets are decoded with. ``cache`` is
+    read for the views of a part that brings none. ``sealed`` and ``table``: what the manifest says of the part, where it is
+    there already, and misses files.
     """
 
     store: Store
@@ -73,6 +75,7 @@ class Job:
     skip_corrupt: bool
     image: Kept
     bases: Bases
+    layers: dict[str, Fields]
     cache: caches.Cache | None = None
     sealed: m.Sealed | None = None
     table: np.ndarray | None = None
@@ -168,7 +171,9 @@ def prepare(
     said = None if unheard else ask(teacher, asked)
     if stored is None:
         targets = _resolve(said or {}, asked, layouts_of(teacher))
-        _check_classes(classes, targets, named)
+        last = layers.of(teacher, targets, named)
+        layers.check(last, targets, said or {})
+        _check_classes(classes, targets, named, last)
         _check_views(targets, views)
         answer = sketch(said, asked) if teacher.probed else None
         _try(recipe, source)
@@ -192,7 +197,8 @@ def prepare(
     image = Kept(source, int(ROOM * source.share) if recipe.mixed or recipe.tiled else 0)
     seen = None if part.brings_views else caches.open(store.root)
     bases = Bases(store, part, caches.open(store.root) if part.grid.first else None)
-    return Job(store, source, teacher, recipe, part, labels, skip_corrupt, image, bases, seen)
+    last = layers.of(teacher, part.targets, named)
+    return Job(store, source, teacher, recipe, part, labels, skip_corrupt, image, bases, last, seen)
 
 
 def _try(recipe: Recipe, source: Source) -> None:
@@ -266,9 +272,14 @@ def _check_views(targets: Mapping[str, Target], views: int) -> None:
             )
 
 
-def _check_classes(classes: tuple[str, ...] | None, targets: dict[str, Target], named: str) -> None:
+def _check_classes(
+    classes: tuple[str, ...] | None, targets: dict[str, Target], named: str, last: Mapping[str, Fields]
+) -> None:
     own = {name.removeprefix(f"{named}."): target for name, target in targets.items()}
-    counts = [t.layout.classes if t.layout else t.shape[0] * is_logits(n) for n, t in own.items()]
+    counts = [len(layer[WEIGHT]) for layer in last.values()]
+    counts += [
+        t.layout.classes if t.layout else t.shape[0] * is_logits(n) for n, t in own.items() if not t.layered
+    ]
     answered = next((count for count in counts if count), None)
     if classes is not None and answered not in (None, len(classes)):
         raise MismatchError(

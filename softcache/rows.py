@@ -107,7 +107,8 @@ def _encode(job: Job, batch: Batch, answer: dict[str, np.ndarray]) -> None:
         fields = target.encode(values, objects, beside)
         for f, encoded in fields.items():
             work.rows.setdefault(f"targets/{name}/{f}", []).append(encoded)
-        _measure(job, work, name, values, fields | beside, labels, valid, first=batch.start == 0)
+        told = answer[target.said][: batch.rows] if target.layered else values
+        _measure(job, work, name, told, fields | beside, labels, valid, first=batch.start == 0)
 
 
 def _bases(job: Job, batch: Batch) -> dict[str, Fields]:
@@ -181,14 +182,14 @@ def _measure(
     first: bool,
 ) -> None:
     """Top-1 of what is kept on every row; fidelity on the first few of each block (it costs a decode)."""
-    target = job.targets[name]
+    target, layer = job.targets[name], job.layers.get(name, {})
     if name == job.part.logits and target.kind == "logits":
-        kept = target.decode(fields)
+        kept = target.decode(fields | layer)
         work.tally.count(values.argmax(axis=1), kept.top1(), labels)
     if first:
         _refuse_pixels(target, values)
         few = np.flatnonzero(valid)[: measure.ROWS]
-        kept = target.decode({f: encoded[few] for f, encoded in fields.items()})
+        kept = target.decode({f: encoded[few] for f, encoded in fields.items()} | layer)
         work.tally.add(target, values[few], kept)
 
 

@@ -137,6 +137,10 @@ class Several(Combined):
         number, _, own = name.partition(".")
         return self.members[int(number)]._read(own, view, self._places[int(number)][samples], slab)
 
+    def beside(self, name: str, positions: np.ndarray) -> Fields:
+        number, _, own = name.partition(".")
+        return self.members[int(number)].beside(own, positions)
+
     def teacher_id(self, target: str) -> TeacherId:
         self._require(target)
         number, _, own = target.partition(".")
@@ -246,6 +250,7 @@ class Joined(Combined):
         return min(one.pulled_views(targets) for one in self.members)
 
     def beside(self, name: str, positions: np.ndarray) -> Fields:
+        # teachers are the same, and so their last layers
         if not self.targets[name].shared:
             return self.members[0].beside(name, positions)
         return self.reader.gathered(positions, lambda number, own: self.members[number].beside(name, own))

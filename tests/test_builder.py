@@ -431,7 +431,7 @@ def test_when_no_image_can_be_read_there_is_no_cache(tmp_path: Path, corrupt: Pa
         (
             {"targets": {"logits": "int8"}},
             CodecError,
-            "codecs for it: anchored, argmax, full, packed, sample, topk",
+            "codecs for it: anchored, argmax, full, head, packed, sample, topk",
         ),
         ({"precision": "f8"}, SpecError, "precision"),
     ],

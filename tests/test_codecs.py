@@ -35,12 +35,13 @@ SPECS = [
 SPARSE = [
     "anchored(3, bits=3, extra=2)",
     "argmax",
+    "head(int8)",
     "topk(1)",
     "topk(3, tail=spread)",
     "topk(9, at=(1, 3))",
     "packed(44)",
     "sample(50)",
-]  # test_topk.py, test_packed.py, test_sample.py and test_anchored.py have their contract
+]  # test_topk.py, test_packed.py, test_sample.py, test_anchored.py and test_head.py have their contract
 PARTS = [
     "attention",
     "attention(1.5)",

@@ -40,6 +40,7 @@ FLOORS = [
         "beginning",
         "noise",
         "job",
+        "layers",
         "mend",
         "meter",
         "measure",

@@ -134,7 +134,7 @@ def test_none_or_one_twice_is_refused(texts: list[str], told: str):
 @pytest.mark.parametrize(
     ("text", "shape", "told"),
     [
-        ("logits=int8", (10,), r"codecs for it: anchored, argmax, full, packed, sample, topk"),
+        ("logits=int8", (10,), r"codecs for it: anchored, argmax, full, head, packed, sample, topk"),
         ("map=full(u8)", (4, 3, 2), r"codecs for it: f16, foreground, int4, int8, sign"),
     ],
 )

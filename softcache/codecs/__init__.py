@@ -16,6 +16,8 @@ A codec is a frozen dataclass whose spec string is its constructor call. It has
 - where views of an image share something: ``views``, of how many first views it is made; ``shared(shape)``, its fields, of
   an image; ``anchor(values)``, float32 ``(views, n, *shape)`` → these fields. ``encode(values, shared)`` is then given them,
   by rows, and ``decode`` finds them among a row's own;
+- ``taken``, where it is made of another answer of the teacher's, called so behind the target's name, and decoded with the
+  teacher's last layer, constants of the cache that ``decode`` finds among a row's fields: :class:`Head`;
 - ``exact(values)``, where what is decoded has another form than the teacher's rows: those rows in that form, unrounded;
 - ``boxed = True``, where it asks what a view shows: ``encode(values, objects)`` is then given an :class:`Objects` of each
   row (of rows without an image an empty one), and a source without boxes is refused; ``labelled = True``, where it
@@ -38,6 +40,7 @@ from softcache.codecs.f16 import F16
 from softcache.codecs.fields import Field, Fields
 from softcache.codecs.foreground import Foreground
 from softcache.codecs.full import Full
+from softcache.codecs.head import Head
 from softcache.codecs.int4 import Int4
 from softcache.codecs.int8 import Int8
 from softcache.codecs.items import All, Items, Top
@@ -106,6 +109,7 @@ CODECS: dict[str, type[Codec]] = {
     "f16": F16,
     "foreground": Foreground,
     "full": Full,
+    "head": Head,
     "int4": Int4,
     "int8": Int8,
     "packed": Packed,

@@ -44,6 +44,10 @@ _FORMULAS = {
         "centred logits of every class from the constants anchors/NUMBER (base, grid, list, listed: a row an image) and the "
         "corrections of this view, valid at T = 1 to 8; bit by bit in docs/format.md of softcache"
     ),
+    "Head": lambda codec: (
+        f"logits: class_weight * embedding + class_bias, the constants in constants/; the embedding is "
+        f"{_HALVES if codec.dtype == 'f16' else 'scale * value'}"
+    ),
     "Attention": lambda codec: (
         "spatial (height, width) and channel (channels): attention of the teacher's map by FGD (Yang et al. 2022), each of "
         "mean 1"

@@ -18,6 +18,7 @@ import numpy as np
 from softcache import codecs
 from softcache.codecs import Codec, Field, Fields, HardLabels, Objects, SparseLogits, is_boxed, is_plain
 from softcache.codecs.anchored import Anchored
+from softcache.codecs.head import Head
 from softcache.codecs.items import All
 from softcache.errors import CodecError, MismatchError, SoftcacheError, SpecError, TeacherError, nearest
 from softcache.targets.attention_map import AttentionMapKind
@@ -159,6 +160,16 @@ class Target:
         return self.codec if isinstance(self.codec, Anchored) else None
 
     @property
+    def layered(self) -> bool:
+        """Does its codec need the teacher's last layer?"""
+        return isinstance(self.codec, Head)
+
+    @property
+    def said(self) -> str:
+        """The teacher's answer that what is kept is compared with."""
+        return self.name if self.layered else self.tap
+
+    @property
     def shared(self) -> tuple[Field, ...]:
         """The fields of an image, where its views share some."""
         return self.anchored.shared(self.shape) if self.anchored else ()
@@ -230,13 +241,14 @@ class Target:
 
 
 def _tap(name: str, codec: Codec) -> str:
-    """``p3.attention`` is of the map ``p3``, which may be asked for too."""
-    return name.removesuffix(getattr(codec, "suffix", ""))
+    """``p3.attention`` is of the map ``p3``, which may be asked for too; logits as ``head`` are of ``logits.head``."""
+    return name.removesuffix(getattr(codec, "suffix", "")) + getattr(codec, "taken", "")
 
 
 def taps(targets: Iterable[Request | Target]) -> tuple[str, ...]:
     """What a teacher is asked for besides its logits."""
-    return tuple(dict.fromkeys(t.tap for t in targets if t.tap != "logits"))
+    both = [name for t in targets for name in ((t.tap, t.name) if t.tap == f"{t.name}.head" else (t.tap,))]
+    return tuple(dict.fromkeys(name for name in both if name != "logits"))
 
 
 def is_logits(name: str) -> bool:

@@ -6,8 +6,10 @@ A teacher is called with uint8 pixels ``(B, H, W, 3)`` RGB at ``input_spec.size`
 
 A detector has ``layouts`` besides, by the name of each of its answers of many items ``(B, items, columns)``: what the
 columns mean, known before it is called. It may have ``constants()``, arrays by name that are the same for every image:
-its query embeddings, its classes' prior, a frozen head as the bytes of a safetensors file. One whose name begins with
-``class_`` (``class_prior``) has the classes along its first axis, and is put into the order of the logits.
+its query embeddings, its classes' prior, a frozen head as the bytes of a safetensors file. One that
+answers ``logits.head`` has the layer that makes its logits of that: ``class_weight`` (C, d) and ``class_bias`` (C), float32.
+One whose name begins with ``class_`` (``class_prior``) has the classes along its first axis, and is put into the order of
+the logits.
 
 One that is asked for an attribution (:mod:`softcache.targets.attribution`) is called with ``labels=``, int64 ``(B,)``, −1
 where unknown. One that is asked for ``probes`` is called with ``probes=``, float32 ``(B, P, 4)``: the boxes to answer for

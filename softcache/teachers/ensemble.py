@@ -193,7 +193,11 @@ class FlipTta:
         seen = self.teacher(pixels)
         mirrored = self.teacher(np.ascontiguousarray(pixels[:, :, ::-1]))
         with np.errstate(over="ignore", invalid="ignore"):
-            return {name: (seen[name] + mirrored[name]) / 2 for name in seen if is_logits(name)}
+            return {
+                name: (seen[name] + mirrored[name]) / 2
+                for name in seen
+                if is_logits(name.removesuffix(".head"))
+            }
 
     def identity(self) -> TeacherId:
         return self.teacher.identity().model_copy(update={"flip_tta": True})

@@ -14,6 +14,7 @@ from softcache.targets import is_attribution
 from softcache.teachers import Options, constants_of, failure, input_spec, layouts_of, weights
 from softcache.teachers.classes import names_of
 from softcache.teachers.explained import explained
+from softcache.teachers.last_layer import HEAD, LastLayer
 
 INPUT = "input.gradient"
 
@@ -44,7 +45,9 @@ class ModuleTeacher:
         self._weights = weights.digest(model)
         self._tapped: dict[str, torch.Tensor] = {}
         self._explained = tuple(n for n in options.taps if is_attribution(n) and n not in self._modules)
-        own = [name for name in options.taps if not self._says(name) and name not in self._explained]
+        self._last = LastLayer(model, name) if HEAD in options.taps and HEAD not in self._modules else None
+        beside = (*self._explained, *([HEAD] if self._last else []))
+        own = [name for name in options.taps if not self._says(name) and name not in beside]
         self._require(name for name in self._explained if name != INPUT)
         self._tap(own)
         self._mean, self._std = (
@@ -132,6 +135,8 @@ class ModuleTeacher:
         more = {n: torch.from_numpy(v).to(self._device) for n, v in given.items()}
         found = self._answer(self._normal(pixels), **more) | self._tapped
         self._tapped.clear()
+        if self._last is not None:
+            found[HEAD] = self._last.input_of(found.get("logits"))
         return found
 
     def _explain(self, pixels: np.ndarray, labels: np.ndarray) -> dict[str, torch.Tensor]:
@@ -173,7 +178,7 @@ class ModuleTeacher:
         return {"torch": torch.__version__}
 
     def constants(self) -> dict[str, np.ndarray]:
-        return constants_of(self._model)
+        return constants_of(self._model) | (self._last.constants() if self._last else {})
 
 
 def _place(model: torch.nn.Module, wanted: str | None) -> tuple[torch.device, torch.nn.Module]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from softcache import canary
+from softcache.beside import classes_of
 from softcache.cache import Cache
 from softcache.codecs.argmax import Argmax
 from softcache.codecs.topk import TopK
@@ -267,11 +268,11 @@ def _num_classes(config: Config, cache: Cache) -> int:
     if config.teacher is None:
         for o in config.terms:
             _check_kept(o, cache)
-    classes = {cache.targets[name].shape[0] for name in of_logits}
+    classes = {classes_of(cache, name) for name in of_logits}
     if len(classes) > 1:
         raise MismatchError(f"the targets {', '.join(of_logits)} are of different numbers of classes")
     if not classes:
-        classes = {t.shape[0] for t in cache.targets.values() if t.kind == "logits"}
+        classes = {classes_of(cache, n) for n, t in cache.targets.items() if t.kind == "logits"}
     if len(classes) != 1 and cache.classes:
         classes = {len(cache.classes)}
     if len(classes) != 1:
