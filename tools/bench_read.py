@@ -210,7 +210,8 @@ def tables(found: dict[str, Any], stages: tuple[str, ...]) -> None:
             if rows[1:]:
                 table(f"{title}: {WHEN[stage]}", rows)
     print("\n* to np.memmap as it was before the reader was there, whose threads slow it")
-    controls = [x for stages in found.values() for one in stages.values() for x in one.get("control", [])]
+    every = [one for stages in found.values() for one in stages.values()]
+    controls = [one["control"][0] for one in every if "control" in one]  # before the reader's own threads
     if controls and min(controls) < QUIET:
         print(f"The machine was not quiet: two threads of zlib did {min(controls):.2f} times what one does.")
 
