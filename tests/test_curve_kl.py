@@ -98,11 +98,16 @@ def test_names_and_families():
 
 
 def test_differences_are_paired():
-    runs, reference = (
-        {0: {"top1_train": 0.5}, 2: {"top1_train": 0.25}},
-        {s: {"top1_train": 0.25} for s in (1, 2, 0)},
-    )
-    assert curve_tables.differences(runs, reference) == [25, 0]
+    def runs(**top1: float) -> dict[int, dict[str, float]]:
+        return {int(seed[1:]): {"top1_train": one} for seed, one in top1.items()}
+
+    found = {"a": runs(s2=0.25, s0=0.5), "b": runs(s0=0.25, s1=0.5, s2=0.25), "c": runs(s0=0.75, s2=0.5)}
+    assert curve_tables.differences(found, "a", ["b"]) == [25, 0]
+    assert curve_tables.differences(found, "a", ["b", "c"]) == [0, -12.5]
+    assert curve_tables.differences(found, "c", ["b", "c"]) == [50, 25]  # from the others
+    assert curve_tables.differences(found, "b", ["b"]) == curve_tables.differences(found, "d", ["b"]) == []
+    below = {"arm": "a", "kl_T4": curve_tables.FINE / 17}
+    assert curve_tables.fine([below, {"arm": "b", "kl_T4": 0.1}, {"arm": "c"}], found) == ["a"]
 
 
 @pytest.mark.slow

@@ -74,8 +74,8 @@ REFERENCE = "full-f16"
 CODECS = ("full(f16)", "full(u8)", "topk(5)", "topk(3)", "topk(1)", "sample(1, T=4)", "argmax")
 SPOILED = (("noise", 1.0), ("noise", 3.0), ("noise", 6.0), ("scale", 0.5), ("scale", 0.25))
 MORE = (
-    *("packed(12)", "packed(9)", "sample(10, T=4)"),
-    *("topk(1, tail=spread)", "topk(2)", "topk(2, tail=spread)", "packed(14)"),
+    *("packed(14)", "packed(12)", "sample(10, T=4)"),
+    *("topk(1, tail=spread)", "packed(9)", "topk(2)", "topk(2, tail=spread)"),
 )
 
 
@@ -226,7 +226,10 @@ def work(data: Path, out: Path, scale: Scale, seeds: int) -> None:
     (out / "distortion.json").write_text(json.dumps([distortion(cache, arm) for arm in arms()]))
     images = held_out(data, out, scale.held_out)
     more = [arm for arm in arms() if arm not in arms(CODECS)]
-    for seed, arm in [*product(range(seeds), arms(CODECS)), *product(range(seeds), more)]:
+    for seed, arm in [
+        *product(range(seeds), arms(CODECS)),
+        *((s, arm) for arm in more for s in range(seeds)),
+    ]:
         result = out / "runs" / f"{arm.name}-{seed}.json"
         if result.exists():
             continue
@@ -260,7 +263,7 @@ def main() -> int:
         work(arguments.data, out, *((QUICK, 1) if arguments.quick else (Scale(), arguments.seeds)))
     tables(out, REFERENCE)
     if arguments.plot:
-        plot(out, arguments.plot, REFERENCE)
+        plot(out, arguments.plot)
     if arguments.json:
         runs = [json.loads(path.read_text()) for path in sorted((out / "runs").glob("*.json"))]
         kept = {"distortion": json.loads((out / "distortion.json").read_text()), "runs": runs}
