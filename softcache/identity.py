@@ -23,7 +23,7 @@ from softcache.errors import DamageError
 from softcache.recipe.view import MAX_PARAMETERS
 from softcache.targets import NAME, Target
 
-VERSION = (1, 2)
+VERSION = (1, 3)
 IMPORTED = "import:"  # what the name of a teacher begins with of which there are arrays only
 MAX_VIEWS, MAX_BLOCK_ROWS = 1 << 20, 1 << 24
 MAX_TARGETS = 1000

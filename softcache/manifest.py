@@ -78,12 +78,13 @@ class Receipt(_Signed):
     """A block is whole: its files, what was invalid, and what was measured on it.
 
     ``files`` follow the canonical order of :func:`arrays`. ``correct`` counts the labelled rows whose cached logits are
-    highest at the label, ``teacher_correct`` those where the teacher's were before encoding. ``fidelity``
-    holds sums over ``measured`` rows. ``anchors``: of targets whose views share something, sha256 of the bases of its
-    samples (:func:`softcache.bases.digests`), against which its rows were encoded.
+    highest at the label, ``teacher_correct`` those where the teacher's were before encoding; ``entropy`` sums
+    that of the teacher's softmax over them, in nats. ``fidelity`` holds sums over ``measured`` rows. ``anchors``: of targets
+    whose views share something, sha256 of the bases of its samples (:func:`softcache.bases.digests`), against which its
+    rows were encoded.
     """
 
-    ADDED: ClassVar[frozenset[str]] = frozenset({"anchors"})
+    ADDED: ClassVar[frozenset[str]] = frozenset({"anchors", "entropy"})
 
     block: tuple[int, int]
     identity: Sha
@@ -96,15 +97,17 @@ class Receipt(_Signed):
     measured: Count
     fidelity: dict[str, dict[str, float]]
     anchors: dict[str, Sha] = Field(default={})
+    entropy: FiniteFloat | None = None
 
 
 class Report(Model):
     """What was measured. ``bytes`` of all shards, and of bases; ``bytes_per_row`` of each target, before zstd;
-    ``fidelity`` of each, means of :func:`softcache.measure.fidelity`; top-1 over ``labelled`` rows, None without labels;
-    ``equivariance`` of each spatial target, see :mod:`softcache.probe`.
+    ``fidelity`` of each, means of :func:`softcache.measure.fidelity`; top-1 over ``labelled`` rows, None without labels, and
+    over these the mean ``entropy`` of what the teacher said, in nats; ``equivariance`` of each spatial target, see
+    :mod:`softcache.probe`.
     """
 
-    ADDED: ClassVar[frozenset[str]] = frozenset({"equivariance"})
+    ADDED: ClassVar[frozenset[str]] = frozenset({"equivariance", "entropy"})
 
     bytes: Count
     bytes_per_row: dict[str, Count]
@@ -112,6 +115,7 @@ class Report(Model):
     labelled: Count
     teacher_top1: float | None
     top1: float | None
+    entropy: FiniteFloat | None = None
     equivariance: dict[str, dict[str, FiniteFloat]] = Field(default={})
 
     @model_validator(mode="after")
@@ -141,6 +145,7 @@ def together(parts: list[tuple[int, str, Report]]) -> Report:
         labelled=sum(r.labelled for r in firsts),
         teacher_top1=_mean([(r.teacher_top1, r.labelled) for r in firsts]),
         top1=_mean([(r.top1, r.labelled) for r in firsts]),
+        entropy=_mean([(r.entropy, r.labelled) for r in firsts]),
         equivariance={n: f for r in reversed(reports) for n, f in r.equivariance.items()},
     )
 

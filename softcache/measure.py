@@ -13,6 +13,7 @@ from softcache.codecs import AttentionMap, Field, SampledLogits
 from softcache.codecs.fixed import HIGH, LOW
 from softcache.errors import counted
 from softcache.manifest import Receipt, Report
+from softcache.memorised import Answers, entropies, warning
 from softcache.targets import Items, Logits, Target
 
 if TYPE_CHECKING:
@@ -30,16 +31,18 @@ class Tally:
     labelled: int = 0
     correct: int = 0
     teacher_correct: int = 0
+    entropy: float = 0.0
     measured: int = 0
     fidelity: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def count(self, said: np.ndarray, kept: np.ndarray, labels: np.ndarray) -> None:
-        """Is the most probable class the label's? ``said`` and ``kept`` int64 ``(n,)``, what the teacher said and what
-        is kept of it; ``labels`` likewise, -1 where there is none to compare."""
+        """Is the most probable class the label's, and how certain is the teacher? ``said`` float32 ``(n, C)``, its logits;
+        ``kept`` int64 ``(n,)``, the class that is kept of them; ``labels`` likewise, -1 where there is none to compare."""
         known = labels >= 0
         self.labelled += int(known.sum())
         self.correct += int((kept == labels)[known].sum())
-        self.teacher_correct += int((said == labels)[known].sum())
+        self.teacher_correct += int((said.argmax(axis=1) == labels)[known].sum())
+        self.entropy += float(entropies(said[known]).sum())
 
     def add(self, target: Target, said: np.ndarray, kept: Any) -> None:
         """Compare float32 rows with what the codec kept of them, decoded."""
@@ -150,8 +153,23 @@ def report(
         labelled=labelled,
         teacher_top1=sum(r.teacher_correct for r in receipts) / labelled if labelled else None,
         top1=sum(r.correct for r in receipts) / labelled if labelled else None,
+        entropy=_mean_entropy(receipts, labelled),
         equivariance=equivariance,
     )
+
+
+def _mean_entropy(receipts: list[Receipt], labelled: int) -> float | None:
+    """None where nobody measured it: without labels, or in receipts of before 1.3."""
+    if not labelled or any(r.labelled and r.entropy is None for r in receipts):
+        return None
+    return sum(r.entropy or 0.0 for r in receipts) / labelled
+
+
+def answers(report: Report, targets: Mapping[str, Target], logits: str = "logits") -> Answers | None:
+    """What a report tells of the teacher whose logits are called so; None where it has none, or no labels."""
+    if logits not in targets or report.teacher_top1 is None or report.entropy is None:
+        return None
+    return Answers(report.labelled, report.teacher_top1, report.entropy, targets[logits].shape[0])
 
 
 def _mean_fidelity(receipts: list[Receipt], name: str) -> dict[str, float]:
@@ -215,6 +233,10 @@ def tell(cache: Cache) -> str:
                 f"  top-1 of {part.logits}: {sealed.report.top1:.2%} of {sealed.report.labelled:,} rows "
                 f"({sealed.report.teacher_top1:.2%} before encoding)"
             )
+    for part, sealed in zip(cache.parts, cache.sealed, strict=True):
+        said = answers(sealed.report, part.targets, part.logits)
+        if said and (told := warning(said)):
+            lines.append(told)
     if len(cache.invalid):
         lines.append(f"  {len(cache.invalid):,} samples are invalid: their images could not be read")
     return "\n".join(lines)

@@ -185,7 +185,7 @@ def _measure(
     target, layer = job.targets[name], job.layers.get(name, {})
     if name == job.part.logits and target.kind == "logits":
         kept = target.decode(fields | layer)
-        work.tally.count(values.argmax(axis=1), kept.top1(), labels)
+        work.tally.count(values, kept.top1(), labels)
     if first:
         _refuse_pixels(target, values)
         few = np.flatnonzero(valid)[: measure.ROWS]

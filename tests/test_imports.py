@@ -44,6 +44,8 @@ FLOORS = [
         "mend",
         "meter",
         "measure",
+        "memorised",
+        "drive",
         "loop",
         "builder",
         "extension",
