@@ -26,7 +26,7 @@ _HOMES = {
     "open": "several",
     "overlay": "drawing",
     "pair": "canary",
-    "plan": "pilot",
+    "plan": "forecast",
     "pull": "sharing",
     "push": "sharing",
     "render": "recipe",
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from softcache.errors import SoftcacheError as SoftcacheError
     from softcache.exchange.foreign import import_arrays as import_arrays
     from softcache.extension import extend as extend
-    from softcache.pilot import plan as plan
+    from softcache.forecast import plan as plan
     from softcache.recipe import Recipe as Recipe
     from softcache.recipe import View as View
     from softcache.recipe import render as render

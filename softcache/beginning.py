@@ -7,8 +7,8 @@ import time
 import numpy as np
 
 from softcache import cache as caches
+from softcache import chosen, tars
 from softcache import manifest as m
-from softcache import tars
 from softcache.arrays import constant
 from softcache.documents import read_identity
 from softcache.errors import MismatchError, SpecError
@@ -25,7 +25,7 @@ def begun(store: Store) -> Identity | None:
             f"{store.root} is an export to tars, not a cache to be built: name another folder for it"
         )
     started = store.exists(identity_file(0))
-    foreign = [] if started else [n for n in store.names() if not n.startswith("ids/")]
+    foreign = [] if started else [n for n in store.names() if not n.startswith("ids/") and n != chosen.FILE]
     if started or store.exists(
         identity_file(0)
     ):  # asked again: another builder may have begun while we looked

@@ -5,28 +5,21 @@ Run again after a crash it resumes: a block with a receipt is never computed aga
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from softcache import cache as caches
 from softcache import loop, measure
 from softcache.cache import Cache
-from softcache.errors import SpecError
+from softcache.choice import limits, settled
+from softcache.commission import commission, teller
 from softcache.finish import finish
-from softcache.job import Job, check, prepare
-from softcache.licences import read as read_licences
+from softcache.job import Job
 from softcache.mend import reopened
 from softcache.meter import Meter
 from softcache.recipe import Recipe
-from softcache.source import Source
 from softcache.store import Store
-from softcache.targets import Request, is_attribution, is_logits, requests, taps
-from softcache.teachers import Options, Teacher, layouts_of
-from softcache.teachers.classes import aligned
-from softcache.teachers.classes import read as read_classes
-from softcache.teachers.ensemble import assemble
 
 
 def build(
@@ -56,6 +49,8 @@ def build(
     label_smoothing: float | None = None,
     head: str | None = None,
     licences: Mapping[str, str] | Sequence[str] = (),
+    budget: int | str | None = None,
+    max_kl: float | None = None,
     batch: int = 64,
     block_rows: int | None = None,
     skip_corrupt: bool = False,
@@ -87,6 +82,9 @@ def build(
         head: of a detector's ONNX graph, what its outputs mean, where that is not plain: ``yolo``, ``yolox``, ``detr``.
         licences: of the source, the teacher and the cache, such as ``{"source": "CC-BY-4.0", "cache": "CC-BY-4.0"}``: see
             :mod:`softcache.licences`.
+        budget: bytes that the cache may take, such as ``"20GB"``; max_kl: nats that T²·KL of logits may be, at the worst of
+            T = 1, 2, 4, 8. With either the codecs are chosen, from a pilot: see :mod:`softcache.choice`; those
+            that ``targets`` name are candidates, too. The choice and its reasons are in the manifest.
         batch: rows a teacher's batch. block_rows: rows a block; about 64 MiB by default.
         skip_corrupt: keep rows of unreadable images as invalid, instead of refusing.
         ignore_labels: the source's labels are not the teacher's classes; keep neither.
@@ -100,63 +98,18 @@ def build(
     Raises:
         SoftcacheError: of the kinds in :mod:`softcache.errors`; what was committed stays committed.
     """
-    check_numbers(rank, world, batch, workers, label_smoothing)
-    asked, made = requests(targets), Recipe(recipe, seed)
-    stated = {what: one for what, one in read_licences(licences).items() if one}
-    samples = open_source(source, split, limit, layout, image_column, label_column)
-    check(samples, views, block_rows, made)
-    size = (input_size, input_size) if isinstance(input_size, int) else input_size
-    options = Options(
-        allow_pickle=allow_pickle,
-        taps=taps(asked),
-        precision=precision,
-        device=device,
-        batch=batch,
-        input_size=size,
-        mean=mean,
-        std=std,
-        color=color,
-        flip_tta=flip_tta,
-        label_smoothing=label_smoothing,
-        head=head,
-    )
-    say = teller(progress)
-    say(samples.describe())
-    store = out if isinstance(out, Store) else Store(out)
-    who = assemble(teacher, weights, options)
-    who = in_order(who, asked, classes, None if ignore_labels else samples.classes, say)
-    job = prepare(store, samples, who, made, asked, views, block_rows, skip_corrupt, ignore_labels)
-    if samples.rotation:
-        say(samples.rotation)
-    if stretched := _stretched(made, who.input_spec.size):
+    settings = {name: value for name, value in locals().items() if name != "out"}
+    say, store = teller(progress), out if isinstance(out, Store) else Store(out)
+    wanted = limits(budget, max_kl)
+    asked = commission(settings, say)
+    if wanted:
+        asked = settled(store, asked, wanted, say)
+    job = asked.job(store)
+    if job.source.rotation:
+        say(job.source.rotation)
+    if stretched := _stretched(job.recipe, job.teacher.input_spec.size):
         say(stretched)
-    return complete(job, stated, rank, world, workers, progress)
-
-
-def in_order(
-    teacher: Teacher,
-    asked: Iterable[Request],
-    said: str | Path | Sequence[str] | None,
-    wanted: tuple[str, ...] | None,
-    say: Callable[[str], None],
-) -> Teacher:
-    """The teacher with its classes in the order ``wanted``, where something is asked for that has classes; see
-    :func:`softcache.teachers.classes.aligned`. ``said``: its class names, or their file."""
-    heads = {name for name, one in layouts_of(teacher).items() if one.classes}
-    named = any(is_logits(r.name) or r.name in heads or is_attribution(r.tap) for r in asked)
-    return aligned(teacher, read_classes(said), wanted if named else None, say)
-
-
-def check_numbers(
-    rank: int, world: int, batch: int | None, workers: int, label_smoothing: float | None
-) -> None:
-    """Refuse numbers that cannot be."""
-    if world < 1 or not 0 <= rank < world:
-        raise SpecError(f"rank {rank} of world {world}: ranks go from 0 to world - 1")
-    if (batch is not None and batch < 1) or workers < 1:
-        raise SpecError("batch and workers are at least 1")
-    if label_smoothing is not None and not 0 <= label_smoothing < 1:
-        raise SpecError(f"label_smoothing {label_smoothing}: it is from 0 up to 1, such as 0.1")
+    return complete(job, asked.licences, rank, world, workers, progress)
 
 
 def complete(
@@ -195,28 +148,3 @@ def _stretched(recipe: Recipe, size: tuple[int, int]) -> str:
         return ""
     views, seen = (f"{width}x{height}" for height, width in (recipe.size, size))
     return f"NOTE: the recipe's views are {views} and the teacher sees {seen}: they are stretched"
-
-
-def teller(progress: bool) -> Callable[[str], None]:
-    """Prints lines on stderr, or does nothing."""
-    return (lambda text: print(text, file=sys.stderr, flush=True)) if progress else (lambda text: None)
-
-
-def open_source(
-    source: Any,
-    split: str | None,
-    limit: int | None,
-    layout: str | None,
-    image_column: str | None,
-    label_column: str | None,
-) -> Source:
-    """The source that :func:`build` is asked to read, by the arguments of their names."""
-    if isinstance(source, Source):
-        if any(v is not None for v in (split, limit, layout, image_column, label_column)):
-            raise SpecError(
-                "split, limit, layout and columns belong to the Source you made; leave them out here"
-            )
-        return source
-    return Source(
-        source, split=split, limit=limit, layout=layout, image_column=image_column, label_column=label_column
-    )

@@ -47,6 +47,8 @@ PLAN_FLAGS = (
     ("--epochs", 30, "that a student will be trained for, to compare with the teacher online"),
 )
 
+ELSEWHERE = "a split that the teacher was not trained on: does it know these images by heart?"
+
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
@@ -152,6 +154,7 @@ def _add_build(parser: argparse.ArgumentParser, planned: bool = False) -> None:
     if planned:
         for flag, number, help in PLAN_FLAGS:
             parser.add_argument(flag, type=int, default=number, metavar="N", help=f"{help} ({number})")
+        parser.add_argument("--elsewhere", metavar="SPLIT", help=ELSEWHERE)
     else:
         exchanging.add_format(parser)
     what = "the plan" if planned else "the summary of the cache"
@@ -184,7 +187,8 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _plan(arguments: argparse.Namespace) -> int:
     from softcache.builder import build
-    from softcache.pilot import plan, tell
+    from softcache.forecast import plan
+    from softcache.telling import tell
 
     @functools.wraps(build)
     def valid(out: Any, **options: Any) -> dict[str, Any]:
@@ -192,7 +196,8 @@ def _plan(arguments: argparse.Namespace) -> int:
 
     options = flags.validated(valid)("", **_options(arguments))
     try:
-        found = plan(arguments.out, pilot=arguments.pilot, epochs=arguments.epochs, **options)
+        said = {name: getattr(arguments, name) for name in ("pilot", "epochs", "elsewhere")}
+        found = plan(arguments.out, **said, **options)
     except KeyboardInterrupt:
         print("\nstopped; the pilot is deleted", file=sys.stderr)
         return 130

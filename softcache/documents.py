@@ -6,9 +6,10 @@ from itertools import pairwise
 
 import numpy as np
 
+from softcache import chosen, spec
 from softcache import manifest as m
-from softcache import spec
 from softcache.block import Block
+from softcache.chosen import Choice
 from softcache.errors import DamageError, MismatchError
 from softcache.identity import Identity
 from softcache.parts import Part, identity_file
@@ -38,6 +39,14 @@ def read_identity(store: Store, part: int = 0) -> Identity:
     name, what = identity_file(part), "folder and build" if part == 0 else f"folder parts/{part} and extend"
     hint = f"this build cannot be resumed: delete the {what} again"
     return m.read(Identity, store.get(name, m.MAX_JSON), str(store.path(name)), hint)
+
+
+def read_choice(store: Store) -> Choice | None:
+    """What was decided about the codecs of the build in a store; None where nothing was."""
+    if store.exists(chosen.FILE):
+        hint = "delete it, and this build, which cannot be resumed without it"
+        return m.read(Choice, store.get(chosen.FILE, m.MAX_JSON), str(store.path(chosen.FILE)), hint)
+    return read_manifest(store).choice if store.exists(m.MANIFEST) else None
 
 
 def read_receipt(store: Store, part: Part, block: Block) -> tuple[m.Receipt, bytes]:

@@ -17,7 +17,7 @@ EXAMPLE = """examples:
 No file of the cache is touched but its manifest and zarr.json files, the manifest last: until then the cache is what it
 was. Run the same command again after a crash or Ctrl-C: it goes on where it stopped."""
 
-OF_THE_CACHE = ("recipe", "seed", "block_rows", "skip_corrupt", "ignore_labels")
+OF_THE_CACHE = ("recipe", "seed", "block_rows", "skip_corrupt", "ignore_labels", "budget", "max_kl")
 
 
 def add(commands: Any) -> None:

@@ -14,8 +14,9 @@ from typing import Any
 
 from softcache import cache as caches
 from softcache import canary
-from softcache.builder import check_numbers, complete, in_order, open_source, teller
+from softcache.builder import complete
 from softcache.cache import Cache
+from softcache.commission import check_numbers, in_order, open_source, teller
 from softcache.errors import MismatchError, NotBuilt, SpecError
 from softcache.job import check, prepare
 from softcache.licences import read as read_licences

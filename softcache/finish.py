@@ -14,9 +14,9 @@ from softcache import manifest as m
 from softcache.arrays import constant
 from softcache.beginning import ids_arrays
 from softcache.block import Block
-from softcache.documents import read_receipt
+from softcache.documents import read_choice, read_receipt
 from softcache.errors import DamageError, SourceError, SpecError
-from softcache.inventory import metadata
+from softcache.inventory import derived
 from softcache.job import Job
 from softcache.mend import put_again
 from softcache.recipe import render
@@ -57,9 +57,8 @@ def _write_manifest(job: Job, licences: Mapping[str, str]) -> None:
     invalid = sorted({i for receipt, _ in receipts for i in receipt.invalid})
     if job.part.number == 0:
         sealed = dict(_seal(job, receipts, invalid))
-        manifest = m.Manifest.model_validate(
-            {"format": "softcache", "invalid": invalid, "licences": {**licences}, **sealed}
-        )
+        said = {"licences": {**licences}, "choice": read_choice(job.store)}
+        manifest = m.Manifest.model_validate({"format": "softcache", "invalid": invalid, **said, **sealed})
     else:
         before = caches.open(job.store.root).manifest
         assert before is not None
@@ -188,8 +187,8 @@ def _constants(job: Job, invalid: list[int]) -> list[tuple[Array, Pieces]]:
 
 
 def _write_metadata(job: Job) -> None:
-    """Write the ``zarr.json`` files that are missing or differ."""
+    """Write what follows from the manifest, and is missing or differs."""
     cache = caches.open(job.store.root)
-    for name, data in metadata(cache.arrays.values(), cache.constants).items():
+    for name, data in derived(cache).items():
         if not job.store.exists(name) or job.store.get(name) != data:
             job.store.put(name, data)

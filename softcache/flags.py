@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from softcache import sizes
 from softcache.errors import SpecError
 
 if TYPE_CHECKING:
@@ -60,6 +62,11 @@ BUILD: dict[str, tuple[str | None, str]] = {
         "WHAT=LICENCE",
         "of the source, the teacher and the cache, repeatable: source=CC-BY-4.0; for its card, and for who publishes it",
     ),
+    "budget": (
+        "BYTES",
+        "what the cache may take, such as 20GB or 1.5TiB: the codecs are chosen for it, from a pilot; the reasons are kept",
+    ),
+    "max_kl": ("NATS", "what T²·KL of logits may be at the worst of T = 1, 2, 4, 8, such as 1e-3: likewise"),
     "batch": ("N", "rows a teacher's batch (part of the cache's identity)"),
     "block_rows": ("N", "rows a block; about 64 MiB by default"),
     "skip_corrupt": (None, "keep the rows of unreadable images as invalid, instead of refusing"),
@@ -106,6 +113,31 @@ def spelled(name: str) -> str:
     )
 
 
+def words(options: Mapping[str, Any]) -> list[str]:
+    """The command line that says these arguments of ``build``; of what is no path and no word, its type."""
+    found: list[str] = []
+    for name, value in options.items():
+        if BUILD[name][0] is None:
+            found += [spelled(name)] if value else []
+        elif name in _REPEATED:
+            found += [word for one in _listed(value) for word in (spelled(name), _said(one))]
+        elif value is not None:
+            found += [spelled(name), _said(value)]
+    return found
+
+
+def _listed(value: Any) -> list[Any]:
+    if isinstance(value, Mapping):
+        return [f"{key}={one}" for key, one in value.items()]
+    return list(value) if isinstance(value, list | tuple) else [value] * (value is not None)
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        return ",".join(map(str, value))
+    return str(value) if isinstance(value, str | int | float | Path) else type(value).__name__
+
+
 def _reader(name: str) -> Callable[[str], Any]:
     def read(text: str) -> Any:
         try:
@@ -118,12 +150,28 @@ def _reader(name: str) -> Callable[[str], Any]:
 
 def refusal(name: str, value: Any) -> str:
     """What to say of a value that it cannot have."""
-    return f"{value!r} is not {BUILD[name][0] or 'true or false'}"
+    like = ", such as 20GB" * (name == "budget")
+    return f"{value!r} is not {BUILD[name][0] or 'true or false'}{like}"
 
 
 def _types() -> dict[str, Callable[[str], Any]]:
     whole = dict.fromkeys(("limit", "views", "seed", "batch", "block_rows", "rank", "world", "workers"), int)
-    return {**whole, "label_smoothing": float, "input_size": _size, "mean": _triple, "std": _triple}
+    return {
+        **whole,
+        "budget": _bytes,
+        "max_kl": float,
+        "label_smoothing": float,
+        "input_size": _size,
+        "mean": _triple,
+        "std": _triple,
+    }
+
+
+def _bytes(text: str) -> int:
+    try:
+        return sizes.read(text)
+    except SpecError as e:
+        raise ValueError(str(e)) from None
 
 
 def _triple(text: str) -> tuple[float, float, float]:

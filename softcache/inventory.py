@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from softcache import chosen, spec
 from softcache import manifest as m
-from softcache import spec
 from softcache.cache import Cache
 from softcache.documents import read_identity
 from softcache.errors import DamageError, MismatchError
@@ -27,7 +27,7 @@ class File:
         file: its name inside the cache. entry: its sha256 and size.
         target, field, view, shard: where its values stand, of a shard (the target ``view`` is the views themselves); a
             receipt has ``view`` and ``shard`` alone; None of files of the cache as a whole.
-        content: its bytes, of a ``zarr.json``, which follows from the manifest; else None.
+        content: its bytes, of what follows from the manifest (a ``zarr.json``, the choice of codecs); else None.
     """
 
     file: str
@@ -49,7 +49,7 @@ def files(cache: Cache) -> Iterator[File]:
     tables = [cache.table(part.number) for part in cache.parts]  # first of all: nothing can be told without
     for number, table in enumerate(tables):
         yield from of_part(cache, number, table)
-    for name, data in metadata(cache.arrays.values(), cache.constants).items():
+    for name, data in derived(cache).items():
         yield File(name, m.Entry(sha256=spec.digest(data), bytes=len(data)), content=data)
 
 
@@ -82,6 +82,14 @@ def problem(cache: Cache, file: File, read_data: bool = False) -> str | None:
     except DamageError as e:  # a folder above it is a link, the disk cannot read it
         return str(e)
     return None
+
+
+def derived(cache: Cache) -> dict[str, bytes]:
+    """The files of a cache that follow from its manifest."""
+    assert cache.manifest is not None
+    choice = cache.manifest.choice
+    found = {} if choice is None else {chosen.FILE: choice.to_bytes()}
+    return found | metadata(cache.arrays.values(), cache.constants)
 
 
 def metadata(arrays: Iterable[Array], constants: Mapping[str, m.Constant]) -> dict[str, bytes]:

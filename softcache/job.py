@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 
@@ -63,7 +64,7 @@ class Job:
 
     ``bases``: what its views are encoded against; ``layers``: the last layers that targets are decoded with. ``cache`` is
     read for the views of a part that brings none. ``sealed`` and ``table``: what the manifest says of the part, where it is
-    there already, and misses files.
+    there already, and misses files. ``hear`` is told what the teacher said of each batch.
     """
 
     store: Store
@@ -79,6 +80,7 @@ class Job:
     cache: caches.Cache | None = None
     sealed: m.Sealed | None = None
     table: np.ndarray | None = None
+    hear: Callable[[Any, Mapping[str, np.ndarray]], None] | None = None
 
     @property
     def identity(self) -> Identity:
@@ -117,8 +119,9 @@ class Job:
 
     @property
     def boxed(self) -> bool:
-        """Does one of the codecs ask what a view shows?"""
-        return any(target.boxed for target in self.targets.values())
+        """Does one of the codecs ask what a view shows, or one that may be tried on what is heard?"""
+        heard = self.hear is not None and self.source.has_boxes
+        return heard or any(target.boxed for target in self.targets.values())
 
     def objects(self, view: View, sample: int) -> Objects:
         """What a view of a sample shows."""

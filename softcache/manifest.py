@@ -15,6 +15,7 @@ from pydantic import Field, FiniteFloat, ValidationError, model_validator
 
 from softcache import spec
 from softcache.arrays import constant
+from softcache.chosen import Choice
 from softcache.errors import DamageError, MismatchError
 from softcache.identity import VERSION, Count, Identity, Many, Model, Sha
 from softcache.parts import MAX_PARTS
@@ -172,15 +173,17 @@ class Sealed(Model):
 class Manifest(_Signed, Sealed):
     """``softcache.json``: part 0 of a cache, and the ``parts`` it was extended by. Its ``digest`` is the cache's name.
 
-    ``licences`` of the source, the teacher and the cache, where they were stated: see :mod:`softcache.licences`.
+    ``licences`` of the source, the teacher and the cache, where they were stated: see :mod:`softcache.licences`. ``choice``:
+    how the codecs of part 0 were chosen, where the build did so.
     """
 
-    ADDED: ClassVar[frozenset[str]] = frozenset({"parts", "licences"})
+    ADDED: ClassVar[frozenset[str]] = frozenset({"parts", "licences", "choice"})
 
     format: Literal["softcache"]
     invalid: Many[Count]
     parts: Many[Sealed] = Field(default=[], max_length=MAX_PARTS)
     licences: dict[Literal["source", "teacher", "cache"], Licence] = Field(default={})
+    choice: Choice | None = None
 
     def stands_for(self, raw: bytes) -> bool:
         rising = all(a < b for a, b in pairwise(self.invalid))

@@ -87,6 +87,8 @@ def _keep(job: Job, batch: Batch, answer: dict[str, np.ndarray]) -> int:
         return 0
     try:
         _encode(job, batch, answer)
+        if job.hear:
+            job.hear(batch, answer)
         return _commit(job, work) if batch.last else 0
     except BaseException:
         work.broken = True

@@ -34,6 +34,8 @@ def summary(cache: Cache) -> dict[str, Any]:
         found["here"] = pulled.told(cache.pulled, cache)
     if manifest:
         found["licences"] = cache.licences
+        if manifest.choice:
+            found["choice"] = manifest.choice.model_dump()
         found["report"] = cache.report.model_dump()
         constants = {p: c for p, c in cache.constants.items() if "constants" in p.split("/")}
         found["constants"] = {
@@ -98,6 +100,7 @@ def tell(found: dict[str, Any]) -> list[str]:
         lines.append(f"  begun    {_added(more)}: {told}; run the same extend again to go on")
     if stated := found.get("licences"):
         lines.append("  licences " + ", ".join(f"{stated[w]} ({w})" for w in WHAT if w in stated))
+    lines += [f"  {line}" for line in found.get("choice", {}).get("why", ())]
     report = found.get("report", {})
     for name, target in identity["targets"].items():
         bytes_ = report.get("bytes_per_row", {}).get(name)

@@ -29,6 +29,7 @@ from softcache.card.header import of as header_of
 from softcache.card.markup import bibtex, block
 from softcache.cli import build_cache
 from softcache.errors import NotBuilt, SpecError
+from softcache.identity import VERSION
 from softcache.store import Store
 from softcache.testing import ToyImages, remove, toy_detector, toy_teacher
 
@@ -130,7 +131,8 @@ def test_it_tells_what_the_manifest_tells(small_copy: Path):
     _, text = split(markdown(cache, "s3://bucket/caches", "v1"))
     source, teacher = cache.identity["source"], cache.identity["teacher"]
     for told in (
-        cache.digest, source["ids"], source["content"], teacher["weights"], teacher["name"], "softcache 1.2", "fp32",
+        cache.digest, source["ids"], source["content"], teacher["weights"], teacher["name"], "fp32",
+        "softcache {}.{}".format(*VERSION),
         "`ant`, `bee`, `cow`, `dog`", "CC-BY-NC-4.0", "For non-commercial use", "8×8 pixels, RGB",
         "mirrored left to right", "softcache pull s3://bucket/caches v1 -o CACHE", 'sc.open("CACHE")', "@misc{softcache-",
     ):  # fmt: skip

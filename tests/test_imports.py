@@ -14,10 +14,22 @@ REPO = Path(__file__).resolve().parents[1]
 
 # The table of docs/design.md. Teachers stand beside the builder and may be imported from floor 5 upwards.
 FLOORS = [
-    {"errors", "spec", "keyed", "options", "indices"},
+    {"errors", "sizes", "spec", "keyed", "options", "indices"},
     {"codecs", "store", "remote", "ustar"},
     {"source", "recipe", "targets", "pixels"},
-    {"block", "zarrfile", "identity", "arrays", "parts", "manifest", "warp", "geometry", "probes", "shown"},
+    {
+        "block",
+        "zarrfile",
+        "identity",
+        "chosen",
+        "arrays",
+        "parts",
+        "manifest",
+        "warp",
+        "geometry",
+        "probes",
+        "shown",
+    },
     {
         "bases",
         "beside",
@@ -46,6 +58,13 @@ FLOORS = [
         "measure",
         "memorised",
         "drive",
+        "choice",
+        "candidates",
+        "commission",
+        "forecast",
+        "losses",
+        "reckoning",
+        "telling",
         "loop",
         "builder",
         "extension",

@@ -33,6 +33,10 @@ def told(cache: Cache) -> Iterator[str]:
         "`relative_l2` and so on. Bytes are before compression; all shards together are "
         f"{measure.size(report.bytes)}."
     )
+    choice = cache.manifest and cache.manifest.choice
+    if choice:
+        yield "The codecs were chosen when it was built:"
+        yield bullets(code(why) for why in choice.why)
     layouts = [f"{code(n)}: {code(str(t.layout))}" for n, t in cache.targets.items() if t.layout]
     if layouts:
         yield bullets(layouts)

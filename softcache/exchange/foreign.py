@@ -23,9 +23,9 @@ from softcache import cache as caches
 from softcache import loop, measure, spec
 from softcache.anchoring import Turn
 from softcache.arrays import keep_view, view_rows
-from softcache.builder import open_source
 from softcache.cache import Cache
 from softcache.codecs import NOTHING, is_boxed
+from softcache.commission import open_source
 from softcache.errors import MismatchError, SpecError, StoreError, UnreadableImage, nearest
 from softcache.exchange import arrayfile
 from softcache.exchange.arrayfile import Arrays, Stored

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import softcache as sc
-from softcache import cli, pilot
+from softcache import cli, forecast, telling
 from softcache.errors import MismatchError, SourceError, SpecError, TeacherError
 from softcache.testing import ToyImages, ToyTeacher, make_image_folder, toy_teacher
 
@@ -195,7 +195,7 @@ def test_break_even_is_where_the_teacher_online_has_taken_as_long():
         assert row["cache_hours"] == found.hours
         assert row["pays"] == (row["students"] * 7 >= found.break_even_epochs)
     assert not found.online[0]["pays"] and found.online[2]["pays"]
-    text = pilot.tell(found, None)
+    text = telling.tell(found, None)
     assert "1 student × 7 epochs" in text and "caching DOES NOT PAY" in text and "caching pays" in text
 
 
@@ -252,7 +252,7 @@ def test_the_command_prints_a_table_or_json_and_leaves_nothing(
     assert "5 students × 3 epochs" in text
     assert cli.main([*command(small_folder), "--json", "--pilot", "5", "--batch", "4"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert set(found) == set(inspect.get_annotations(pilot.Plan))
+    assert set(found) == set(inspect.get_annotations(forecast.Plan))
     assert found["disk_free"] is None and found["fits"] is None
     assert found["pilot"]["samples"] == 8 and found["teacher_rows"] == 80
     assert not list(temporary.iterdir()) and not out.parent.exists()
@@ -276,7 +276,7 @@ def test_a_disk_that_is_too_small_is_told_and_exits_with_1(
 ):
     real = os.statvfs(tmp_path)
     full = os.statvfs_result([*real[:4], 3, *real[5:]])  # f_bavail: three blocks
-    monkeypatch.setattr(pilot.os, "statvfs", lambda path: full)
+    monkeypatch.setattr(forecast.os, "statvfs", lambda path: full)
     arguments = [*command(small_folder), "-o", str(tmp_path / "c")]
     assert cli.main(arguments) == 1
     assert "IT DOES NOT FIT" in capsys.readouterr().out
