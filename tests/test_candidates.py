@@ -253,3 +253,42 @@ def test_what_is_kept_of_the_answers_is_bounded(monkeypatch: pytest.MonkeyPatch)
     assert len(heard["logits"].samples) == pilot.ROWS
     assert set(heard["map"].views.tolist()) == {0, 1}  # of every view, of the same samples
     assert all(part.base is None or part.base.nbytes < 1 << 20 for part in (heard["map"].values,))
+
+
+# -- codecs whose views share something ------------------------------------------------------------------------
+
+
+def test_a_base_is_counted_and_tried_on_views_that_it_is_not_made_of(tmp_path: Path):
+    from test_choice import Thousand
+
+    options: dict[str, Any] = {
+        "source": ToyImages(90), "views": 15, "ignore_labels": True, "batch": 16,
+        "targets": {"logits": "anchored"}, "recipe": "random_resized_crop(8)|flip",
+    }  # fmt: skip
+    found = tried(48, **options, teacher=Thousand())
+    assert found.pilot.views == 12
+    logits = {one.codec: one for one in found.candidates["logits"]}
+    assert not found.left_out
+    for codec in ("anchored", "packed(44)"):
+        out = tmp_path / codec
+        cache = sc.build(out, **options | {"targets": {"logits": codec}}, teacher=Thousand(), **QUIET)
+        assert found.whole({"logits": logits[codec]}).bytes == pytest.approx(written(out), rel=0.03)
+        said = Thousand()
+        kls = []
+        for k in range(12 if codec == "packed(44)" else 6, 15):
+            kept = cache.read(k, np.arange(90))["logits"].log_probs(1.0)
+            views = cache.read_views(k, np.arange(90))
+            pixels = np.stack([sc.render(ToyImages(90)[i][0], v, (8, 8)) for i, v in enumerate(views)])
+            z = said(pixels)["logits"].astype(np.float64)
+            z -= z.max(1, keepdims=True)
+            z -= np.log(np.exp(z).sum(1, keepdims=True))
+            kls.append((np.exp(z) * (z - kept)).sum(axis=1).mean())
+        assert logits[codec].figures["kl_T1"] == pytest.approx(np.mean(kls), rel=0.4)
+
+
+def test_too_few_views_for_a_base_are_told():
+    from test_choice import Thousand
+
+    found = tried(32, source=ToyImages(60), teacher=Thousand(), ignore_labels=True, views=3)
+    why = {spec: reason for _, spec, reason in found.left_out}
+    assert "makes a base of 6 views" in why["anchored"]
