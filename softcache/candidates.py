@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from softcache import codecs
+from softcache import codecs, layers
 from softcache.codecs import Fields
 from softcache.codecs.argmax import Argmax
 from softcache.codecs.pool import Pooled
@@ -32,7 +32,7 @@ _QUICK = 0.05  # seconds for which decoding is timed
 
 _LOGITS = (
     "full(f16)", "full(u8)", "packed(256)", "packed(128)", "packed(64)", "packed(44)", "packed(28)", "packed(16)",
-    "anchored", "topk(50)", "topk(20)", "topk(10)", "topk(4)", "argmax",
+    "anchored", "head(f16)", "head(int8)", "topk(50)", "topk(20)", "topk(10)", "topk(4)", "argmax",
 )  # fmt: skip
 _MAPS = ("f16", "int8", "int4", "pool(2)|int8", "pool(2)|int4", "attention(0.5)", "strength(2)", "sign")
 _VECTORS = ("f16", "int8", "int4", "sign")
@@ -134,13 +134,18 @@ def _target(pilot: Pilot, asked: Request, spec: str, own: Target) -> Target:
     """The same target by another codec. Raises :class:`SoftcacheError` where that does not serve it, or makes no sense."""
     kind = f":{asked.kind}" * (asked.kind in codecs.parse(spec).codec.kinds)
     other = request(f"{asked.name}{kind}={spec}")
-    target = other.resolve(own.shape, layouts_of(pilot.of.teacher).get(asked.name))
-    heard = pilot.heard[target.tap].values
+    if other.tap not in pilot.heard:
+        raise CodecError(
+            f"the teacher is not asked for {other.tap!r}: ask for {asked.name}={spec}, and it is tried"
+        )
+    heard = pilot.heard[other.tap].values
+    target = other.resolve(heard.shape[1:], layouts_of(pilot.of.teacher).get(asked.name))
     if heard.size and float(np.abs(heard).max()) > target.codec.limit:
         raise CodecError(f"it holds values up to {target.codec.limit:g}, and the teacher says larger ones")
     finest = BY_KIND[own.kind][0]
     if spec != finest:
-        most = request(f"{asked.name}{kind}={finest}").resolve(own.shape, target.layout)
+        most = request(f"{asked.name}{kind}={finest}")
+        most = most.resolve(pilot.heard[most.tap].values.shape[1:], target.layout)
         if row_bytes(target) >= row_bytes(most):
             raise CodecError(f"it takes no fewer bytes than {finest}, which keeps more")
     return target
@@ -160,12 +165,13 @@ def _candidate(pilot: Pilot, asked: Request, target: Target, own: Kept | None) -
     encoding = time.perf_counter() - start
     kept, decoding = _decoded(target, fields | beside)
     form = _form(target)
-    found = _figures(target, heard.values, kept, form)
+    said = pilot.heard[target.said].values if target.layered else heard.values
+    found = _figures(target, said, kept, form)
     rows = max(len(heard.samples), 1)
     return Candidate(
         target=asked.name,
         codec=target.spec,
-        kept=own or Kept(target, beyond, tuple(fidelity(target.wrap(heard.values[:1]), kept[:1]))),
+        kept=own or Kept(target, beyond, tuple(fidelity(target.wrap(said[:1]), kept[:1]))),
         asked=own is not None,
         same=form == _form(pilot.reckoning.as_asked[asked.name].target),
         figures=found,
@@ -177,11 +183,13 @@ def _candidate(pilot: Pilot, asked: Request, target: Target, own: Kept | None) -
 
 
 def _heard(pilot: Pilot, target: Target) -> tuple[Heard, Fields]:
-    """What is tried, and what it is encoded against: of codecs that have bases, rows of which none is made, if there are.
+    """What is tried, and what it is encoded or decoded with: of codecs that have bases, rows of which none is made.
 
     Raises :class:`CodecError` where no image was seen in as many views as a base is made of.
     """
     heard, codec = pilot.heard[target.tap], target.anchored
+    if target.layered:
+        return heard, layers.of(pilot.of.teacher, {target.name: target}, "")[target.name]
     if codec is None:
         return heard, {}
     row = {key: i for i, key in enumerate(zip(heard.samples.tolist(), heard.views.tolist(), strict=True))}

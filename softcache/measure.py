@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from softcache.beside import classes_of
 from softcache.codecs import AttentionMap, Field, SampledLogits
 from softcache.codecs.fixed import HIGH, LOW
 from softcache.errors import counted
@@ -165,11 +166,12 @@ def _mean_entropy(receipts: list[Receipt], labelled: int) -> float | None:
     return sum(r.entropy or 0.0 for r in receipts) / labelled
 
 
-def answers(report: Report, targets: Mapping[str, Target], logits: str = "logits") -> Answers | None:
-    """What a report tells of the teacher whose logits are called so; None where it has none, or no labels."""
-    if logits not in targets or report.teacher_top1 is None or report.entropy is None:
+def answers(cache: Cache, number: int) -> Answers | None:
+    """What is known of the teacher of a part; None where it has no logits, or there are no labels."""
+    part, report = cache.parts[number], cache.sealed[number].report
+    if part.logits not in part.targets or report.teacher_top1 is None or report.entropy is None:
         return None
-    return Answers(report.labelled, report.teacher_top1, report.entropy, targets[logits].shape[0])
+    return Answers(report.labelled, report.teacher_top1, report.entropy, classes_of(cache, part.logits))
 
 
 def _mean_fidelity(receipts: list[Receipt], name: str) -> dict[str, float]:
@@ -233,8 +235,8 @@ def tell(cache: Cache) -> str:
                 f"  top-1 of {part.logits}: {sealed.report.top1:.2%} of {sealed.report.labelled:,} rows "
                 f"({sealed.report.teacher_top1:.2%} before encoding)"
             )
-    for part, sealed in zip(cache.parts, cache.sealed, strict=True):
-        said = answers(sealed.report, part.targets, part.logits)
+    for part in cache.parts:
+        said = answers(cache, part.number)
         if said and (told := warning(said)):
             lines.append(told)
     if len(cache.invalid):

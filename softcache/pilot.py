@@ -108,7 +108,7 @@ def try_out(whole: Commission, samples: int = SAMPLES) -> Pilot:
             decoding=_decoding(job, whole.workers),
             heard=ears.heard(),
             reckoning=reckoning,
-            said=answers(cache.report, cache.targets),
+            said=answers(cache, 0),
         )
 
 
@@ -132,7 +132,8 @@ class _Ears:
     @classmethod
     def of(cls, job: Job) -> _Ears:
         batches = sum(-(-block.rows // job.batch) for block in job.grid.blocks())
-        return cls(tuple(dict.fromkeys(target.tap for target in job.targets.values())), batches)
+        taps = (tap for target in job.targets.values() for tap in (target.tap, target.said))
+        return cls(tuple(dict.fromkeys(taps)), batches)
 
     def __call__(self, batch: Batch, answer: Mapping[str, np.ndarray]) -> None:
         samples, valid = batch.samples, np.flatnonzero(batch.valid)
