@@ -96,3 +96,19 @@ def test_without_labels_nothing_is_measured(tmp_path: Path):
     )
     assert cache.report.entropy is None
     assert "entropy" not in json.loads((tmp_path / "c" / "softcache.json").read_text())["report"]
+
+
+def test_plan_compares_with_images_from_elsewhere(shared_data: Path):
+    for library in ("torch", "pyarrow"):
+        pytest.importorskip(library)
+    options: dict[str, Any] = {
+        "source": str(shared_data / "cifar10"),
+        "teacher": "softcache_train.students:resnet56",
+        "weights": shared_data / "weights" / "cifar10_resnet56.safetensors",
+        "recipe": "crop(32, pad=4)|flip",
+        "views": 2,
+    }
+    found = sc.plan(**options, split="train", elsewhere="test", pilot=128)
+    assert found.memorised and "and elsewhere" in found.memorised and found.elsewhere["rows"] >= 128
+    unseen = sc.plan(**options, split="test", elsewhere="test", pilot=128)
+    assert unseen.memorised is None
