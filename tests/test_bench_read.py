@@ -14,9 +14,9 @@ import pytest
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tools"))
 
 import bench_read
-from readers import CASES, REQUIREMENTS, timing
-from readers.records import Sizes, make
-from readers.worker import Bench
+from read_peers import CASES, REQUIREMENTS, timing
+from read_peers.records import Sizes, make
+from read_peers.worker import Bench
 
 SIZES = Sizes(rows=3_000, maps=20, small=300)
 HERE = [n for n in REQUIREMENTS if n == "softcache" or find_spec(bench_read.MODULES.get(n, n))]
@@ -54,7 +54,7 @@ def test_a_reader_that_gives_another_row_is_found_out(data: Path):
 
 
 def _write_wrong(path: Path, bench: Bench) -> None:
-    from readers import by_h5py
+    from read_peers import by_h5py
 
     arrays = {name: np.array(values) for name, values in bench.arrays(CASES["rows"]).items()}
     arrays["value"][:, -1] ^= 1

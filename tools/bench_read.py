@@ -29,8 +29,8 @@ from pathlib import Path
 from typing import Any
 
 from bench_spine import table
-from readers import REQUIREMENTS
-from readers.records import Sizes, make
+from read_peers import REQUIREMENTS
+from read_peers.records import Sizes, make
 
 TOOLS = Path(__file__).resolve().parent
 STAGES = ("warm", "cold", "write")
@@ -121,7 +121,7 @@ def _run(python: str, reader: str, stage: str, plan: Plan, data: Path) -> dict[s
     asked |= {"rounds": plan.rounds, "seconds": plan.seconds}
     path = f"{TOOLS}{os.pathsep}{TOOLS.parent}" if reader == "softcache" else str(TOOLS)
     environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "2", "PYTHONWARNINGS": "ignore"}
-    command = [python, "-m", "readers.worker", json.dumps(asked)]
+    command = [python, "-m", "read_peers.worker", json.dumps(asked)]
     done = subprocess.run(
         command, env=environment, cwd=data, capture_output=True, text=True, timeout=1200, check=False
     )

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import tensorstore as ts
 
-from readers import Case, Rows, Ways
+from read_peers import Case, Rows, Ways
 
 ZSTD = True
 _BIG = 4096

@@ -14,7 +14,7 @@ import numpy as np
 import streaming
 from streaming.base.util import clean_stale_shared_memory
 
-from readers import Case, Rows, Ways
+from read_peers import Case, Rows, Ways
 
 ZSTD = True
 SLOW = 20_000

@@ -9,7 +9,7 @@ from pathlib import Path
 import lmdb
 import numpy as np
 
-from readers import Case, Rows, Ways
+from read_peers import Case, Rows, Ways
 
 ZSTD = False
 

@@ -1,4 +1,4 @@
-"""One reader in a process of its own: ``python -m readers.worker '{"reader": …}'`` prints what it measured as JSON.
+"""One reader in a process of its own: ``python -m read_peers.worker '{"reader": …}'`` prints what it measured as JSON.
 
 Stages, each a process: ``prepare`` writes the records if they are not there, and compares what is read with the truth;
 ``warm``, ``cold`` and ``write`` measure, every side in turn with np.memmap, here, in this process.
@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from readers import CASES, REQUIREMENTS, Case, Rows, Ways, by_memmap, timing
+from read_peers import CASES, REQUIREMENTS, Case, Rows, Ways, by_memmap, timing
 
 _ORDERS = {
     "rows": ("shuffled",),
@@ -58,7 +58,7 @@ class Bench:
     # -- prepare -------------------------------------------------------------------------------------------
 
     def prepare(self) -> dict[str, Any]:
-        module = importlib.import_module(f"readers.by_{self.reader}")
+        module = importlib.import_module(f"read_peers.by_{self.reader}")
         for case in self.cases(module):
             done = self.folder / self.reader / f"{case.name}.done"
             if done.exists():
@@ -124,7 +124,7 @@ class Bench:
                 )
                 for name, case in CASES.items()
             }
-            module = importlib.import_module(f"readers.by_{self.reader}")
+            module = importlib.import_module(f"read_peers.by_{self.reader}")
             found: dict[str, Any] = {}
             for case in self.cases(module):
                 with module.opened(self.where(case), case) as ways:
@@ -164,7 +164,7 @@ class Bench:
         """From opening on, until an epoch is over or the seconds are: the files are not in the page cache."""
         rows = {name: len(values) for name, values in self.truth.items()}
         self.truth.clear()  # what is mapped stays in memory
-        module, found = importlib.import_module(f"readers.by_{self.reader}"), {}
+        module, found = importlib.import_module(f"read_peers.by_{self.reader}"), {}
         for case in self._large(module):
             count, ways = rows[case.arrays[0]], {}
             names = _apart(lambda case=case: self._names(module, case))
@@ -183,7 +183,7 @@ class Bench:
         self, module: ModuleType, folder: Path, case: Case, name: str, order: str, count: int
     ) -> timing.Side:
         # its caches lie beside each other
-        held = folder.parent if module.__name__ == "readers.by_softcache" else folder
+        held = folder.parent if module.__name__ == "read_peers.by_softcache" else folder
 
         def read(seconds: float) -> float:
             rows, start = 0, time.perf_counter()
@@ -221,7 +221,7 @@ class Bench:
 
     def write(self) -> dict[str, Any]:
         """MB a second of what is written, of records that are in memory, into a new folder."""
-        module, found = importlib.import_module(f"readers.by_{self.reader}"), {}
+        module, found = importlib.import_module(f"read_peers.by_{self.reader}"), {}
         most = getattr(module, "SLOW", None)
         for case in self._large(module):
             few = most if case.name == "rows" else 256

@@ -10,7 +10,7 @@ import lance
 import numpy as np
 import pyarrow as pa
 
-from readers import Case, Rows, Ways
+from read_peers import Case, Rows, Ways
 
 ZSTD = False
 

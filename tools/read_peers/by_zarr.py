@@ -11,7 +11,7 @@ import numpy as np
 import zarr
 from zarr.codecs import ZstdCodec
 
-from readers import Case, Rows, Ways
+from read_peers import Case, Rows, Ways
 
 ZSTD = True
 _BIG = 4096  # bytes of a row that is a chunk by itself

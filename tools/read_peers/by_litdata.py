@@ -12,7 +12,7 @@ from typing import Any
 import litdata
 import numpy as np
 
-from readers import Case, Rows, Ways
+from read_peers import Case, Rows, Ways
 
 ZSTD = True
 SLOW = 20_000

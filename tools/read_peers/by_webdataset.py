@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from readers import Case, Rows, Ways
+from read_peers import Case, Rows, Ways
 
 wds: Any = import_module("webdataset")  # whose names pyright does not find
 

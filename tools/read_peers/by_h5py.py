@@ -10,7 +10,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from readers import Case, Rows, Ways
+from read_peers import Case, Rows, Ways
 
 ZSTD = False
 _BIG = 4096

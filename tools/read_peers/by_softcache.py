@@ -14,8 +14,8 @@ import numpy as np
 from numcodecs import zstd as codec  # pyright: ignore[reportAttributeAccessIssue]
 
 import softcache as sc
-from readers import Case, Rows, Ways
-from readers.timing import Side, two_threads
+from read_peers import Case, Rows, Ways
+from read_peers.timing import Side, two_threads
 from softcache.block import Grid
 from softcache.manifest import Entry
 from softcache.store import Disk, Store

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from readers import Case, Rows
+from read_peers import Case, Rows
 
 Side = Callable[[float], float]  # seconds → rows a second
 
