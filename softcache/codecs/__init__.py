@@ -92,9 +92,8 @@ class Codec(Protocol):
 
     version: ClassVar[int]
     kinds: ClassVar[tuple[str, ...]]
+    limit: ClassVar[float]
 
-    @property
-    def limit(self) -> float: ...
     def fields(self, shape: tuple[int, ...]) -> tuple[Field, ...]: ...
     @property
     def encode(self) -> Callable[..., Fields]: ...  # of the rows, and what it asks for

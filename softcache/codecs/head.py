@@ -27,6 +27,7 @@ class Head:
 
     version: ClassVar[int] = 1
     kinds: ClassVar[tuple[str, ...]] = ("logits",)
+    limit: ClassVar[float] = min(F16.limit, Int8.limit)
     taken: ClassVar[str] = ".head"  # what the teacher calls that, behind the target's name
 
     def __post_init__(self) -> None:
@@ -36,10 +37,6 @@ class Head:
     @property
     def _inner(self) -> F16 | Int8:
         return _KINDS[self.dtype]()
-
-    @property
-    def limit(self) -> float:
-        return self._inner.limit
 
     def fields(self, shape: tuple[int, ...]) -> tuple[Field, ...]:
         if len(shape) != 1:
