@@ -16,8 +16,8 @@ import softcache as sc
 from softcache import codecs
 from softcache.codecs import NOTHING, Objects
 from softcache.errors import CodecError, SpecError
+from softcache.forecast import plan
 from softcache.geometry import seen_in_all
-from softcache.pilot import plan
 from softcache.source import Boxes
 from softcache.targets import Items, Layout
 

@@ -23,8 +23,8 @@ from softcache import manifest as m
 from softcache.cache import Cache
 from softcache.checker import verify_live
 from softcache.errors import DamageError, MismatchError, SourceError, SpecError, StoreError, UnreadableImage
+from softcache.forecast import plan
 from softcache.geometry import parts, rectangular, seen, seen_in_all, to_view
-from softcache.pilot import plan
 from softcache.recipe import Recipe, View, gather, render
 from softcache.recipe.mix import ONE, Blend, Mix
 from softcache.recipe.mosaic import MOST, Frame, Mosaic, Tile
