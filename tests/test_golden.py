@@ -18,8 +18,11 @@ from make_golden import contents
 GOLDEN = sorted((Path(__file__).parent / "golden").glob("*.*"))
 
 
+LOGS = {"shared", "packed"}  # decoded through logarithms, whose last bit is the processor's
+
+
 def test_there_is_one_for_every_format():
-    assert {path.name for path in GOLDEN} >= {"1.0", "1.1", "1.2"}
+    assert {path.name for path in GOLDEN} >= {"1.0", "1.1", "1.2", "1.3"}
 
 
 @pytest.mark.parametrize("golden", GOLDEN, ids=lambda path: path.name)
@@ -49,7 +52,10 @@ def test_its_pixels_and_targets_are_what_they_were(golden: Path):
         with np.load(golden / f"view-{view}.npz", allow_pickle=False) as kept:
             assert set(rows) == set(kept.files)
             for name, values in rows.items():
-                np.testing.assert_array_equal(values, kept[name], err_msg=name)
+                if name.split(".")[0] in LOGS:
+                    np.testing.assert_allclose(values, kept[name], rtol=1e-6, atol=1e-6, err_msg=name)
+                else:
+                    np.testing.assert_array_equal(values, kept[name], err_msg=name)
 
 
 @pytest.mark.parametrize("golden", GOLDEN, ids=lambda path: path.name)
