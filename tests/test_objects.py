@@ -138,5 +138,5 @@ def test_a_codec_that_does_not_ask_is_given_nothing():
     target = Target("p3", "feature_map", (6, 5, 7), "int8", codecs.parse("int8").codec)
     values = np.random.default_rng(0).normal(size=(2, 6, 5, 7)).astype(np.float32)
     assert not target.boxed
-    found, alone = target.encode(values, [NOTHING] * 2), target.codec.encode(values)
+    found, alone = target.encode(values, [NOTHING] * 2, {}), target.codec.encode(values)
     assert all(np.array_equal(found[name], alone[name]) for name in alone)
