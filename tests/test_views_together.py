@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import softcache as sc
-from softcache import builder, loop
+from softcache import builder, commission, loop
 from softcache.block import Grid
 from softcache.source import Source
 from softcache.store import Store
@@ -60,8 +60,8 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
         return run
 
     monkeypatch.setattr(Source, "image", counted)
-    for stage in ("prepare", "finish"):
-        monkeypatch.setattr(builder, stage, uncounted(getattr(builder, stage)))
+    for where, stage in ((commission, "prepare"), (builder, "finish")):
+        monkeypatch.setattr(where, stage, uncounted(getattr(where, stage)))
     return counts
 
 

@@ -41,7 +41,7 @@ class ModuleTeacher:
         self.classes = names_of(getattr(model, "classes", None))
         self.layouts = layouts_of(model)
         self._modules = dict(model.named_modules())
-        self._device, self._model = _place(model.eval().requires_grad_(False), options.device)
+        self._device, self._model = _place(model.eval(), options.device)
         self._weights = weights.digest(model)
         self._tapped: dict[str, torch.Tensor] = {}
         self._explained = tuple(n for n in options.taps if is_attribution(n) and n not in self._modules)
