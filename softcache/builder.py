@@ -12,7 +12,7 @@ from typing import Any
 from softcache import cache as caches
 from softcache import loop, measure
 from softcache.cache import Cache
-from softcache.choice import limits, settled
+from softcache.choice import kept_to, limits, settled
 from softcache.commission import commission, teller
 from softcache.finish import finish
 from softcache.job import Job
@@ -104,6 +104,8 @@ def build(
     asked = commission(settings, say)
     if wanted:
         asked = settled(store, asked, wanted, say)
+    else:
+        kept_to(store, asked)
     job = asked.job(store)
     if job.source.rotation:
         say(job.source.rotation)

@@ -107,6 +107,19 @@ def _known(store: Store, asked: Commission, wanted: Limits) -> c.Choice | None:
     return known
 
 
+def kept_to(store: Store, asked: Commission) -> None:
+    """Of a build that chooses nothing: raises :class:`MismatchError` where one chose other codecs in its folder and stopped
+    before it began, since the choice would go into this one's manifest."""
+    if begun(store) is not None or (known := documents.read_choice(store)) is None:
+        return
+    here = {one.name: one.codec.spec for one in asked.asked}
+    if known.chosen != here:
+        raise MismatchError(
+            f"codecs were chosen for {store.root}, {known.chosen}, and {here} are asked for: repeat --budget and --max-kl "
+            f"to go on with them, or name another folder, or delete {store.path(c.FILE)}"
+        )
+
+
 def decide(asked: Commission, wanted: Limits) -> tuple[Tried, Chosen]:
     """Try the candidates in a pilot, and choose among them."""
     tried = try_all(try_out(asked))

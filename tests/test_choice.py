@@ -23,6 +23,7 @@ from softcache import choice, cli, sizes
 from softcache.card import markdown
 from softcache.choice import Limits, choose
 from softcache.chosen import FILE, Choice
+from softcache.commission import Commission
 from softcache.errors import MismatchError, SpecError, StoreError
 from softcache.store import Store
 from softcache.testing import FailingDisk, ToyImages, ToyTeacher, make_image_folder, toy_teacher
@@ -408,3 +409,28 @@ def test_plan_chooses_and_prints_the_command_that_builds_it(tmp_path: Path, caps
     with pytest.raises(SystemExit, match="1"):
         cli.main(["plan", *said, "--budget", "nonsense"])
     assert "is not BYTES, such as 20GB" in capsys.readouterr().err
+
+
+def test_a_choice_that_was_left_does_not_enter_a_build_that_chose_nothing(tmp_path: Path):
+    """A build that chose and stopped before it began leaves its choice: another must not put it into its own manifest."""
+    toy: dict[str, Any] = {
+        "source": ToyImages(12),
+        "teacher": toy_teacher(),
+        "recipe": "flip",
+        "views": 1,
+        "progress": False,
+    }
+    begin, path = Commission.job, tmp_path / "cache"
+
+    def stops(self: Commission, store: Store, *more: Any) -> Any:
+        assert store.root != path, "stopped"
+        return begin(self, store, *more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Commission, "job", stops)
+        with pytest.raises(AssertionError, match="stopped"):
+            sc.build(path, **toy, budget="1GB")
+    assert (path / FILE).is_file()
+    with pytest.raises(MismatchError, match=r"codecs were chosen for .*repeat --budget"):
+        sc.build(path, **toy, targets={"logits": "argmax"})
+    assert sc.build(path, **toy, budget="1GB").complete

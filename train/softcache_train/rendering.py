@@ -5,8 +5,10 @@ starts in a moment.
 from __future__ import annotations
 
 import multiprocessing
+import os
 import pickle
 import signal
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -89,7 +91,16 @@ _image: Kept | None = None  # of a process of a pool
 def _begin(image: Kept) -> None:
     global _image
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's to answer
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _image = image
+
+
+def _end_with_parent() -> None:
+    """A trainer that was killed closes nothing, and this process holds the other end of its own queue: it would wait on."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _draw(samples: Sequence[int], views: Sequence[Sequence[View]], sizes: Sequence[Size]) -> list[np.ndarray]:
