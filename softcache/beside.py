@@ -12,7 +12,7 @@ from softcache.codecs import Fields
 from softcache.codecs.head import CONSTANTS, WEIGHT
 from softcache.errors import DamageError
 from softcache.parts import Part
-from softcache.zarrfile import Array, map_plain
+from softcache.zarrfile import Array, Plain
 
 if TYPE_CHECKING:
     from softcache.cache import Cache
@@ -42,20 +42,21 @@ class Beside:
 
     def __init__(self, cache: Cache):
         self._cache = cache
-        self._mapped: dict[str, Fields] = {}
+        self._layers: dict[str, Fields] = {}
+        self._files: dict[str, dict[str, Plain]] = {}
 
     def __call__(self, name: str, positions: np.ndarray) -> Fields:
         """By field, the rows of the samples at these positions, or constants; nothing, of most targets."""
         if self._cache.targets[name].layered:
-            if name not in self._mapped:
+            if name not in self._layers:
                 self._require_layer(name)
-                self._mapped[name] = {
-                    n: self._cache.constant(path) for n, path in layer_of(self._cache, name).items()
+                self._layers[name] = {  # copied: what is mapped and then cut ends the process
+                    n: self._cache.constant(path).copy() for n, path in layer_of(self._cache, name).items()
                 }
-            return self._mapped[name]
+            return self._layers[name]
         if not self._cache.targets[name].shared:
             return {}
-        found = self._mapped.get(name)
+        found = self._files.get(name)
         if found is None:
             part = next(part for part in self._cache.parts if name in part.targets)
             arrays = constants(part)[name]
@@ -65,10 +66,8 @@ class Beside:
                 except DamageError:
                     if not self._written(arrays):  # the build may have ended this moment
                         raise
-            found = self._mapped[name] = {
-                field: self._map(array).reshape(array.shape) for field, array in arrays.items()
-            }
-        return {field: rows[positions] for field, rows in found.items()}
+            found = self._files[name] = {field: self._open(array) for field, array in arrays.items()}
+        return {field: file.rows().reshape(file.array.shape)[positions] for field, file in found.items()}
 
     def _require_layer(self, name: str) -> None:
         for path in layer_of(self._cache, name).values() if self._cache.complete else ():
@@ -81,7 +80,7 @@ class Beside:
         store = self._cache.store
         return self._cache.complete or all(store.exists(array.file()) for array in arrays.values())
 
-    def _map(self, array: Array) -> np.ndarray:
+    def _open(self, array: Array) -> Plain:
         cache = self._cache
         if cache.complete:
             named = cache.constants.get(array.path)
@@ -90,7 +89,7 @@ class Beside:
                     f"{cache.path}: the manifest names no constant {array.path!r} of {array.dtype} {array.shape}, which "
                     "rows are decoded with"
                 )
-        return map_plain(cache.store.path(array.file()), array)
+        return Plain(cache.store.path(array.file()), array)
 
     def _unfinished(self, part: Part, name: str, positions: np.ndarray) -> Fields:
         bases, grid = Bases(self._cache.store, part), part.grid

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -470,3 +471,18 @@ def test_plan_counts_the_bases(tmp_path: Path):
 def test_another_build_is_refused_naming_the_codec(copy: Path, small_folder: Path):
     with pytest.raises(MismatchError, match=r"targets\.logits\.codec"):
         build(copy, small_folder, targets={**KEPT, "logits": "anchored(1, extra=1, views=3)"})
+
+
+def test_bases_that_are_cut_while_they_are_read_are_damage(made: Path, tmp_path: Path):
+    """In a process of its own: a mapping that is shorter than it was would end it."""
+    path = shutil.copytree(made, tmp_path / "cut")
+    code = (
+        "import sys, pathlib, numpy as np, softcache as sc\n"
+        "from softcache.errors import DamageError\n"
+        "cache = sc.open(sys.argv[1]); cache.read(0, np.arange(2))\n"
+        "for file in pathlib.Path(sys.argv[1]).glob('anchors/*/*/c.*'): open(file, 'wb').close()\n"
+        "try: cache.read(0, np.arange(4))\n"
+        "except DamageError as e: print(e)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False)
+    assert run.returncode == 0 and "anchors" in run.stdout, (run.returncode, run.stderr)

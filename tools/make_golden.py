@@ -48,8 +48,8 @@ class Layered:
         logits = (embedding @ self.weight.T + self.bias) / 64
         many = np.resize(rows.T, (105, len(rows))).T.reshape(-1, 3, 5, 7)
         maps = (many * 31 % 509 / 64 - 4).astype(np.float32)
-        of_logits = dict.fromkeys(("shared", "packed", "drawn"), logits)
-        return {"logits": logits * 64, "logits.head": embedding, "map": maps, "signs": maps, **of_logits}
+        said = {"logits": logits * 64, "logits.head": embedding, "map": maps, "signs": maps}
+        return said | {"shared": logits, "packed": logits, "drawn": logits}
 
     def constants(self) -> dict[str, np.ndarray]:
         return {"class_weight": self.weight, "class_bias": self.bias}
