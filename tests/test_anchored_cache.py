@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import test_crash
-from test_extend import BUILD, Big, Interrupted, Interrupting, files, inodes, shards
+from test_extend import BUILD, Big, Interrupted, Interrupting, files, shards, stamps
 
 import softcache as sc
 from softcache.codecs.anchored import Anchored, AnchoredLogits
@@ -118,10 +118,10 @@ def test_views_that_are_added_later_are_encoded_against_the_same_base(
     made: Path, small_folder: Path, tmp_path: Path
 ):
     few = build(tmp_path / "few", small_folder, views=2).path
-    before = inodes(few)
+    before = stamps(few)
     cache = extend(few, small_folder, views=4)
     assert all(
-        inode == inodes(few)[n] for n, inode in before.items() if n.startswith("anchors") and "zarr" not in n
+        stamp == stamps(few)[n] for n, stamp in before.items() if n.startswith("anchors") and "zarr" not in n
     )
     assert shards(few) == shards(made)
     same(cache, said(cache, sc.Source(small_folder)))
@@ -169,10 +169,10 @@ def test_broken_off_after_any_file_it_ends_with_the_same_bytes(
     for after in range(0, count + 3, 7):  # and the hidden files of three blocks
         with pytest.raises(Interrupted):
             build(Interrupting(root, after), small_folder)
-        before = {n: i for n, i in inodes(root).items() if n.startswith("receipts/v")}
+        before = {n: i for n, i in stamps(root).items() if n.startswith("receipts/v")}
         build(root, small_folder)
         assert files(root) == expected
-        assert before.items() <= inodes(root).items(), "a committed block was computed again"
+        assert before.items() <= stamps(root).items(), "a committed block was computed again"
         shutil.rmtree(root)
 
 

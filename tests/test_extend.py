@@ -70,8 +70,10 @@ def files(root: Path) -> dict[str, bytes]:
     return {p.relative_to(root).as_posix(): p.read_bytes() for p in root.rglob("*") if p.is_file()}
 
 
-def inodes(root: Path) -> dict[str, int]:
-    return {p.relative_to(root).as_posix(): p.stat().st_ino for p in root.rglob("*") if p.is_file()}
+def stamps(root: Path) -> dict[str, tuple[int, int]]:
+    """Inode and change time of every file: some file systems give a freed inode's number to the next file."""
+    stats = {p.relative_to(root).as_posix(): p.stat() for p in root.rglob("*") if p.is_file()}
+    return {name: (found.st_ino, found.st_ctime_ns) for name, found in stats.items()}
 
 
 def shards(root: Path) -> dict[str, bytes]:
@@ -124,10 +126,10 @@ def test_everything_is_what_a_whole_build_would_have_written(grown: Path, small_
 
 
 def test_what_was_there_is_not_touched(base: Path, path: Path, small_folder: Path):
-    before = inodes(path)
+    before = stamps(path)
     extend(path, small_folder, views=3)
     extend(path, small_folder, targets={"logits": "argmax", "vector": "f16"}, name="big", teacher=Big())
-    after, old, new = inodes(path), files(base), files(path)
+    after, old, new = stamps(path), files(base), files(path)
     touched = {name for name in before if after.get(name) != before[name]}
     assert {n for n in touched if not n.endswith("zarr.json")} == {"softcache.json"}
     assert all(new[n] == old[n] for n in before.keys() - touched)
@@ -141,7 +143,7 @@ def test_verify_and_the_list_of_files_know_every_file(grown: Path):
 
 
 def test_again_it_says_so_and_computes_nothing(grown_copy: Path, small_folder: Path, capsys):
-    before = inodes(grown_copy)
+    before = stamps(grown_copy)
     again = [
         {"views": 5},
         {"targets": {"vector": "f16"}},
@@ -152,7 +154,7 @@ def test_again_it_says_so_and_computes_nothing(grown_copy: Path, small_folder: P
         cache = extend(grown_copy, small_folder, **options, progress=True)
         assert cache.teacher_rows == 0 and "is complete: 0 rows" in capsys.readouterr().err
     assert build(grown_copy, small_folder).teacher_rows == 0
-    assert inodes(grown_copy) == before
+    assert stamps(grown_copy) == before
 
 
 def test_as_many_views_as_there_are_is_nothing_to_do_and_fewer_is_refused(
@@ -240,12 +242,12 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
 def test_what_does_not_belong_is_refused_and_leaves_no_trace(
     path: Path, small_folder: Path, options: Any, error: Any, told: str
 ):
-    before = inodes(path)
+    before = stamps(path)
     with pytest.raises(error, match=told) as caught:
         extend(path, small_folder, **{"targets": {"vector": "f16"}, **options})
     assert "\n" not in str(caught.value)
     shutil.rmtree(path / ".claims", ignore_errors=True)
-    assert inodes(path) == before
+    assert stamps(path) == before
 
 
 def test_other_images_are_refused(path: Path, small_folder: Path, tmp_path: Path):
@@ -638,10 +640,10 @@ def test_broken_off_after_any_file_the_old_cache_is_whole_and_it_goes_on(
             )
         else:
             committed += 1
-        before = inodes(root)
+        before = stamps(root)
         extend(root, small_folder, **more)
         assert files(root) == expected
-        after_ = inodes(root)
+        after_ = stamps(root)
         again = [n for n in before if after_.get(n) != before[n] and n.split("/")[-1].startswith("v0")]
         assert not again, "a committed block was computed again"
         shutil.rmtree(root)
@@ -709,7 +711,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(tmp_path: Path):
         root = Path(shutil.copytree(tmp_path / "base", tmp_path / "c"))
         finished = False
         while not finished:
-            receipts = {n: i for n, i in inodes(root).items() if re.fullmatch(r"parts/1/v.*json", n)}
+            receipts = {n: i for n, i in stamps(root).items() if re.fullmatch(r"parts/1/v.*json", n)}
             process = start(root, 0.01)
             wanted, last = len(receipts) + rng.randint(0, 6), time.monotonic() + 2 * seconds
             while process.poll() is None and time.monotonic() < last:
@@ -726,8 +728,8 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(tmp_path: Path):
             if len(now.parts) == 1:
                 assert sc.verify(root, read_data=True) == []
                 assert (root / "softcache.json").read_bytes() == old["softcache.json"]
-            after = inodes(root)
-            assert all(after[name] == inode for name, inode in receipts.items()), "a block was computed again"
+            after = stamps(root)
+            assert all(after[name] == stamp for name, stamp in receipts.items()), "a block was computed again"
         assert files(root) == expected
         shutil.rmtree(root)
 
@@ -763,12 +765,12 @@ DAMAGED = {
 def test_running_it_again_mends_its_own_part_and_keeps_the_others(
     grown: Path, grown_copy: Path, small_folder: Path, name: str, options: Any, rows: int, damage: Any
 ):
-    before = inodes(grown_copy)
+    before = stamps(grown_copy)
     damage(grown_copy / name)
     assert sc.verify(grown_copy)
     cache = extend(grown_copy, small_folder, **options) if options else build(grown_copy, small_folder)
     assert files(grown_copy) == files(grown) and cache.teacher_rows == rows
-    assert before["softcache.json"] == inodes(grown_copy)["softcache.json"]
+    assert before["softcache.json"] == stamps(grown_copy)["softcache.json"]
     if not options:
         (grown_copy / "parts" / "1" / "files.bin").unlink()
         build(grown_copy, small_folder)
@@ -784,10 +786,10 @@ def test_what_comes_out_otherwise_is_not_put_there(grown_copy: Path, small_folde
     (grown_copy / "targets" / "big.logits" / "value" / "c.0.0.0").unlink()
     monkeypatch.setattr(Big, "__call__", otherwise)
     options = {"targets": {"logits": "full(f16)"}, "name": "big", "teacher": Big()}
-    before = inodes(grown_copy)
+    before = stamps(grown_copy)
     with pytest.raises(MismatchError, match=r"view 0, block 0 of .* comes out otherwise here"):
         extend(grown_copy, small_folder, **options)
-    assert {n for n in before if inodes(grown_copy).get(n) != before[n]} <= {"parts/3/v0000-b000000.json"}
+    assert {n for n in before if stamps(grown_copy).get(n) != before[n]} <= {"parts/3/v0000-b000000.json"}
 
 
 def test_damage_in_another_part_is_told(grown_copy: Path, small_folder: Path, capsys):
@@ -814,10 +816,10 @@ def test_names_that_differ_in_case_alone_are_refused(
 @pytest.mark.parametrize("asked", [{"views": 3}, {"targets": ["vector=f16"]}])
 def test_a_damaged_cache_is_not_extended(path: Path, small_folder: Path, damage: Any, asked: dict[str, Any]):
     damage(path / "targets" / "map" / "value" / "c.1.0.0.0.0")
-    before = inodes(path)
+    before = stamps(path)
     with pytest.raises(DamageError, match=r"targets/map/value/c\.1\.0\.0\.0\.0: .*Run the build-cache"):
         extend(path, small_folder, **asked)
-    assert inodes(path) == before
+    assert stamps(path) == before
 
 
 def test_an_image_that_can_be_read_now_is_refused(path: Path, small_folder: Path):
