@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,24 +28,38 @@ TARGETS = {
     **{f"layer{i}.8.sum": "sign" for i in (1, 2, 3)},
     "layer3.attribution": "f16",
 }
+HEAD = {"logits": "head(f16)"}
+TEACHER, WEIGHTS = "softcache_train.students:resnet56", "weights/cifar10_resnet56.safetensors"
+
+
+def headed(path):
+    """Does it ask for the teacher's last layer?"""
+    return "head(f16)" in path.read_text()
 
 
 @pytest.fixture(scope="module")
-def built(shared_data, tmp_path_factory):
-    """96 test images in one view, all that a method may ask of the ResNet-56."""
+def caches(shared_data, tmp_path_factory):
+    """96 test images in one view: all that a method may ask of the ResNet-56, and its logits with the last layer."""
     source = sc.Source(shared_data / "cifar10", split="test", limit=96)
-    cache = sc.build(
-        tmp_path_factory.mktemp("methods") / "cache",
+    build = partial(
+        sc.build,
         source=source,
-        teacher="softcache_train.students:resnet56",
-        weights=shared_data / "weights" / "cifar10_resnet56.safetensors",
+        teacher=TEACHER,
+        weights=shared_data / WEIGHTS,
         recipe="crop(32, pad=4)|flip",
         views=1,
-        targets=TARGETS,
         batch=32,
         progress=False,
     )
-    return cache, source
+    folder = tmp_path_factory.mktemp("methods")
+    return [build(folder / "cache", targets=TARGETS), build(folder / "head", targets=HEAD)], source
+
+
+@pytest.fixture
+def built(caches, path):
+    """The cache that a method reads."""
+    found, source = caches
+    return found[headed(path)], source
 
 
 @pytest.mark.parametrize("path", METHODS, ids=lambda p: p.stem)
@@ -89,18 +104,19 @@ def test_every_objective_has_a_row_and_a_config():
 
 
 @pytest.fixture(scope="module")
-def batches(built, shared_data):
-    """One batch, its targets from the cache and from the living teacher."""
-    cache, source = built
-    weights = str(shared_data / "weights" / "cifar10_resnet56.safetensors")
-    live = online.load(cache, "softcache_train.students:resnet56", weights, list(TARGETS), "cpu")
-    return [
-        Loader(cache, source, global_batch=24, workers=0, target_source=of).batch(0, 0) for of in (None, live)
-    ]
+def pairs(caches, shared_data):
+    """Of each cache one batch, its targets from the cache and from the living teacher."""
+    found, source = caches
+    who = TEACHER, str(shared_data / WEIGHTS)
+
+    def batch(cache, of=None):
+        return Loader(cache, source, global_batch=24, workers=0, target_source=of).batch(0, 0)
+
+    return [(batch(c), batch(c, online.load(c, *who, list(c.targets), "cpu"))) for c in found]
 
 
 @pytest.mark.parametrize("path", METHODS, ids=lambda p: p.stem)
-def test_the_loss_from_the_cache_is_that_of_the_living_teacher(path, built, batches):
+def test_the_loss_from_the_cache_is_that_of_the_living_teacher(path, built, pairs):
     """Within a thousandth where halves or bytes of logits are kept; of signs, which lose nothing, within a millionth."""
     cache, _ = built
     config = configs.load(path)
@@ -108,7 +124,7 @@ def test_the_loss_from_the_cache_is_that_of_the_living_teacher(path, built, batc
     student = students.make(config.student, 10).train()
     whole = loop._distillation(config, cache, student, (32, 32), (0.229, 0.224, 0.225), None)
     found = []
-    for batch in batches:
+    for batch in pairs[headed(path)]:
         state = copy.deepcopy(whole.state_dict())
         torch.manual_seed(1)
         found.append(torch.stack([whole(batch, epoch) for epoch in (0, 3)]).detach())

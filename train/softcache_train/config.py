@@ -86,6 +86,13 @@ class Objective(BaseModel):
             raise ValueError(f"{self.name} learns from labels, and has no target")
         if self.mask and "mask" not in known.given():
             raise ValueError(f"{self.name} takes no mask")
+        if len(self.targets) > 1 and (known.reads == "batch" or "head" in known.made_with):
+            raise ValueError(f"{self.name} learns from one target, not from {', '.join(self.targets)}")
+        if self.combine == "arithmetic" and not known.probabilities:
+            raise ValueError(
+                f"{self.name}: combine: arithmetic is the mean of probabilities, which {self.name} does not learn from; "
+                "leave it out"
+            )
         if self.stop is not None and self.stop <= self.start:
             raise ValueError(f"{self.name}: stop={self.stop} is not after start={self.start}")
         T = self.options.get("T", 1.0)  # noqa: N806 - the field's name
@@ -118,9 +125,9 @@ class Objective(BaseModel):
 
     @property
     def T(self) -> float:  # noqa: N802 - the field's name
-        """Its temperature, where it has one."""
-        default = inspect.signature(OBJECTIVES[self.name].loss).parameters["T"].default
-        return self.options.get("T", default)
+        """Its temperature; 1 where it has none."""
+        takes = inspect.signature(OBJECTIVES[self.name].loss).parameters
+        return self.options.get("T", takes["T"].default if "T" in takes else 1.0)
 
     @property
     def labelled(self) -> bool:

@@ -16,7 +16,10 @@ from torch import Tensor, nn
 from softcache import canary
 from softcache.beside import classes_of
 from softcache.cache import Cache
+from softcache.codecs.anchored import Anchored
 from softcache.codecs.argmax import Argmax
+from softcache.codecs.packed import Packed
+from softcache.codecs.sample import Sample
 from softcache.codecs.topk import TopK
 from softcache.errors import MismatchError, SoftcacheError, SpecError
 from softcache.keyed import hash64
@@ -54,6 +57,9 @@ class Result:
 
 class TrainingDiverged(SoftcacheError):  # noqa: N818 - named for what it is
     """The loss is no longer a number."""
+
+
+PARTIAL = (Argmax, Packed, Sample, TopK)  # codecs that leave out logits
 
 
 def train(config: Config, cache: Cache, source: Source, *, val_source: Source | None = None) -> Result:
@@ -285,7 +291,7 @@ def _num_classes(config: Config, cache: Cache) -> int:
 def _check_kept(objective: Objective, cache: Cache) -> None:
     """Refuse before the images are read what the objective would refuse at the first step."""
     for target in (cache.targets[name] for name in objective.targets):
-        if len(objective.targets) > 1 and isinstance(target.codec, TopK | Argmax):
+        if len(objective.targets) > 1 and isinstance(target.codec, (*PARTIAL, Anchored)):
             raise SpecError(
                 f"the target {target.name!r} holds {target.spec}, and several targets are combined from whole logits: cache "
                 "them with full(u8) or full(f16)"

@@ -37,7 +37,7 @@ class LiveTeacher:
     ) -> dict[str, BatchTarget]:
         assert pixels is not None
         said = self.teacher(pixels, **given)
-        return {target.name: to_tensors(target.wrap(said[target.tap])) for target in self.targets}
+        return {target.name: to_tensors(target.wrap(said[target.said])) for target in self.targets}
 
 
 def load(

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from softcache.cache import Cache
+from softcache.codecs.head import layer
 from softcache.codecs.strength import Strength
 from softcache.errors import MismatchError, SoftcacheError, SpecError, suggest
 from softcache.keyed import hash64
@@ -43,9 +44,8 @@ class Term(nn.Module):
             return partial(self.known.loss, **self.asked.options)
         theirs = [cache.targets[name].shape for name in self.asked.targets]
         ours = [shapes[name] for name in self.asked.inside or [""]]
-        more = (
-            {"samples": cache.samples} if "samples" in inspect.signature(self.known.loss).parameters else {}
-        )
+        of_cache = {"samples": lambda: cache.samples, "head": lambda: _head(cache, self.asked.targets[0])}
+        more = {name: of_cache[name]() for name in self.known.made_with}
         return self.known.loss(_one_or_all(ours), _one_or_all(theirs), **more, **self.asked.options)
 
     def forward(self, seen: Seen, batch: Batch) -> Tensor:
@@ -70,11 +70,7 @@ class Term(nn.Module):
     def _teacher(self, batch: Batch) -> Any:
         said = [batch[name] for name in self.asked.targets]
         if self.known.reads == "logits":
-            return (
-                said[0]
-                if len(said) == 1
-                else combine(said, self.asked.options.get("T", 1.0), self.asked.combine)
-            )
+            return said[0] if len(said) == 1 else combine(said, self.asked.T, self.asked.combine)
         return _one_or_all([_tensor(one) for one in said])
 
     def _given(self, batch: Batch) -> dict[str, Tensor]:
@@ -168,6 +164,12 @@ def require_targets(objectives: Iterable[Objective], cache: Cache) -> None:
                 raise SpecError(f"{asked.name} learns from {what}; the target {name!r} is a {kind}")
             if kind == "attention_map":
                 _require_strength(asked, cache.targets[name])
+            if "head" in known.made_with and not cache.targets[name].layered:
+                raise SpecError(
+                    f"{asked.name} sends the student's features through the teacher's last layer, and the target {name!r} "
+                    f"holds {cache.targets[name].spec} without it: softcache extend {cache.path} --as head --target "
+                    "'logits=head(f16)' with the same teacher adds it, as target: head.logits"
+                )
         if not known.mixes and (cache.mixed or cache.tiled):
             raise SpecError(
                 f"{asked.label} is of one image with one label, and the views of {cache.path} are mixed: build a cache "
@@ -183,6 +185,12 @@ def _require_strength(asked: Objective, target: Target) -> None:
             f"{asked.name} compares the mean of |F|^{p}, and the target {target.name!r} holds {target.spec}: cache "
             f"strength({p}) of that layer, or its map"
         )
+
+
+def _head(cache: Cache, name: str) -> tuple[Tensor, Tensor]:
+    """Weight (C, d) and bias (C,) of the layer that a target is decoded with."""
+    found = layer(cache.beside(name, np.zeros(0, np.int64)), cache.targets[name].shape)
+    return torch.from_numpy(found[0]), torch.from_numpy(found[1])
 
 
 def _instead(name: str, cache: Cache) -> str:

@@ -19,6 +19,7 @@ from softcache_train.objectives.channelwise import Channelwise, channelwise
 from softcache_train.objectives.combine import combine
 from softcache_train.objectives.crd import CRD
 from softcache_train.objectives.cross_entropy import cross_entropy
+from softcache_train.objectives.cross_head import CrossHead
 from softcache_train.objectives.dist import dist
 from softcache_train.objectives.dkd import dkd
 from softcache_train.objectives.fsp import fsp
@@ -45,6 +46,7 @@ __all__ = [
     "OBJECTIVES",
     "ActivationBoundary",
     "Channelwise",
+    "CrossHead",
     "Hint",
     "InfoNCE",
     "Known",
@@ -79,6 +81,8 @@ __all__ = [
 
 OF_BATCH = ("labels", "mask", "index")
 """What a loss is given of the batch, where it has an argument of that name."""
+OF_CACHE = ("samples", "head")
+"""What a loss that has state is made with, likewise: the number of samples, and the last layer of its target's teacher."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,8 @@ class Known:
     ``reads``: ``labels`` of the batch; ``logits``, a target of class logits; ``inside``, what a module of the student
     gives and a target of one of ``kinds``; ``gradient``, that of the student's loss by the image, and such a target; or
     ``batch``, the student's answer and the whole batch; or ``exits``, modules of ``student`` alone, logits and then as many
-    features. ``mixes``: does it know what to do with mixed views?
+    features. ``mixes``: does it know what to do with mixed views? ``probabilities``: is all that it takes of the teacher's
+    logits their softmax at its T (at 1 where it has none)? Then probabilities of several teachers may be averaged for it.
     """
 
     loss: Callable[..., Any]
@@ -96,12 +101,18 @@ class Known:
     kinds: tuple[str, ...] = ("logits",)
     mixes: bool = True
     student: tuple[str, ...] = ()
+    probabilities: bool = False
 
     @property
     def options(self) -> tuple[str, ...]:
         """What a config may set."""
         named = list(inspect.signature(self.loss).parameters)[2:]
-        return () if self.reads == "labels" else tuple(n for n in named if n not in (*OF_BATCH, "samples"))
+        return () if self.reads == "labels" else tuple(n for n in named if n not in (*OF_BATCH, *OF_CACHE))
+
+    @property
+    def made_with(self) -> tuple[str, ...]:
+        """Which of :data:`OF_CACHE` it takes."""
+        return tuple(name for name in OF_CACHE if name in inspect.signature(self.loss).parameters)
 
     @property
     def has_state(self) -> bool:
@@ -125,23 +136,24 @@ OBJECTIVES: dict[str, Known] = {
     "ce": Known(cross_entropy, "labels", ()),
     "channelwise": Known(Channelwise, "inside", MAPS),
     "crd": Known(CRD, "inside", ROWS),
-    "dist": Known(dist),
-    "dkd": Known(dkd, mixes=False),
+    "cross_head": Known(CrossHead, student=("embedding",), probabilities=True),
+    "dist": Known(dist, probabilities=True),
+    "dkd": Known(dkd, mixes=False, probabilities=True),
     "fsp": Known(fsp, "inside", (*MAPS, "embedding")),
     "gradient_attention": Known(gradient_attention, "gradient", ("attribution",), mixes=False),
     "gram": Known(gram, "inside", (*MAPS, "embedding")),
-    "hard": Known(hard),
+    "hard": Known(hard, probabilities=True),
     "hint": Known(Hint, "inside", ("feature_map", "embedding")),
     "infonce": Known(InfoNCE, "inside", ROWS),
-    "kd": Known(kd),
+    "kd": Known(kd, probabilities=True),
     "levels": Known(levels, "inside", MAPS),
     "logits_mse": Known(logits_mse),
     "masked_attention": Known(masked_attention, "inside", STRONG, mixes=False),
-    "mutual": Known(Peer, "batch"),
+    "mutual": Known(Peer, "batch", probabilities=True),
     "nst": Known(nst, "inside", MAPS),
     "own_exits": Known(own_exits, "exits", (), mixes=False, student=EXITS),
     "pearson": Known(Pearson, "inside", MAPS),
-    "probs_mse": Known(probs_mse),
+    "probs_mse": Known(probs_mse, probabilities=True),
     "rkd": Known(rkd, "inside", ROWS),
     "vid": Known(Vid, "inside", MAPS),
 }
