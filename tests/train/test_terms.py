@@ -15,7 +15,7 @@ from softcache_train import load_student, loop, objectives, terms, train
 from softcache_train.loader import Loader
 from softcache_train.objectives import Known, Peer
 from softcache_train.progress import Progress
-from softcache_train.taps import Seen
+from softcache_train.taps import Seen, Tapped
 from torch import nn
 
 import softcache
@@ -68,6 +68,19 @@ def mapped(source, tmp_path_factory):
         batch=16,
         progress=False,
     )
+
+
+def test_a_student_that_runs_by_itself_is_not_listened_to():
+    """As in validation, batch after batch."""
+    student = nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 2))
+    tapped, images = Tapped(student, ["0"]), torch.rand(4, 3)
+    for _ in range(2):
+        student(images)
+    assert torch.equal(tapped(images).inside["0"], student[0](images))
+    with pytest.raises(RuntimeError):
+        tapped(torch.rand(4, 7))
+    student(images)
+    assert torch.equal(tapped(images).inside["0"], student[0](images))
 
 
 def run(cache, source, out, **options):

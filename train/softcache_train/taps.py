@@ -23,12 +23,13 @@ class Seen:
 
 
 class Tapped(nn.Module):
-    """A student whose modules ``names`` are listened to; its weights keep their names, since it is a part of this one."""
+    """A student whose modules ``names`` are listened to while this module runs, and not when the student runs by itself;
+    its weights keep their names, since it is a part of this one."""
 
     def __init__(self, student: nn.Module, names: Iterable[str]):
         super().__init__()
         self.student = student
-        self._inside: dict[str, Tensor] = {}
+        self._inside: dict[str, Tensor] | None = None
         modules = dict(student.named_modules())
         for name in dict.fromkeys(names):
             if name not in modules or not name:
@@ -41,6 +42,8 @@ class Tapped(nn.Module):
 
     def _keeper(self, name: str) -> Any:
         def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            if self._inside is None:
+                return
             if not isinstance(output, Tensor):
                 raise SpecError(
                     f"the student's module {name!r} gives a {type(output).__name__}, not a tensor: name one inside it"
@@ -54,16 +57,17 @@ class Tapped(nn.Module):
         return keep
 
     def forward(self, images: Tensor) -> Seen:
-        self._inside.clear()
-        logits: Any = self.student(images)
+        inside = self._inside = {}
+        try:
+            logits: Any = self.student(images)
+        finally:
+            self._inside = None
         if not isinstance(logits, Tensor) or logits.ndim != 2:
             raise MismatchError(
                 f"a student gives logits (B, C), and this one a {type(logits).__name__}"
                 + (f" {tuple(logits.shape)}" if isinstance(logits, Tensor) else "")
             )
-        found = dict(self._inside)
-        self._inside.clear()
-        return Seen(images, logits, found)
+        return Seen(images, logits, inside)
 
     @torch.no_grad()
     def shapes(self, size: tuple[int, int], device: torch.device) -> dict[str, tuple[int, ...]]:
