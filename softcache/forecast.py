@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from softcache import flags, memorised
+from softcache import erasure, flags, memorised
 from softcache.beginning import begun
 from softcache.builder import build
 from softcache.candidates import Candidate, Tried, row_bytes, try_all
@@ -22,12 +22,14 @@ from softcache.commission import SOURCE, Commission, commission, open_source
 from softcache.drive import Drive, sustained
 from softcache.errors import SourceError, SpecError
 from softcache.memorised import Answers
-from softcache.pilot import SAMPLES, try_out
+from softcache.pilot import SAMPLES, Pilot, try_out
 from softcache.reckoning import Size
 from softcache.source import Source
 from softcache.store import Store
+from softcache.targets import Logits, is_logits
 
 STUDENTS = (1, 2, 5)  # that are compared with running the teacher online
+_HOT = 4.0  # a temperature that students are taught at
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,8 @@ class Plan:
         command: that builds it.
         memorised: a warning, where the teacher seems to know these images by heart. elsewhere: what it said of images that
             were named for comparison.
+        erasure: of the targets of logits that were asked for, how much the teacher tells of the classes that are not its
+            answer, see :class:`softcache.erasure.Erasure`.
         break_even_epochs: epochs, of all students together, from which the cache takes no longer than the teacher online.
         epochs: of one student. online: for some numbers of students ``students``, ``cache_hours`` (once),
             ``online_hours`` (the teacher in every epoch) and ``pays``; a student's own steps cost the same in both.
@@ -87,6 +91,7 @@ class Plan:
     command: str
     memorised: str | None
     elsewhere: dict[str, Any] | None
+    erasure: dict[str, dict[str, Any]]
     break_even_epochs: int
     epochs: int
     online: list[dict[str, Any]]
@@ -164,6 +169,7 @@ def plan(
         command=_command(options, chosen, whole, out),
         memorised=tried.pilot.said and memorised.warning(tried.pilot.said, other),
         elsewhere=None if other is None else asdict(other),
+        erasure=_erasure(tried.pilot),
         break_even_epochs=math.ceil(run.hours / epoch_hours),
         epochs=epochs,
         online=[_against(n, epochs, run.hours, epoch_hours) for n in STUDENTS],
@@ -251,6 +257,12 @@ def _elsewhere(whole: Commission, settings: Mapping[str, Any], split: str, sampl
             f"{source.describe()} has no labels, or no logits are kept: nothing can be compared with it"
         )
     return said
+
+
+def _erasure(pilot: Pilot) -> dict[str, dict[str, Any]]:
+    heard = {name: Logits(one.values) for name, one in pilot.heard.items() if is_logits(name)}
+    found = {name: erasure.shares(logits.log_probs(_HOT), _HOT) for name, logits in heard.items()}
+    return {name: asdict(one) for name, one in found.items() if one}
 
 
 def _against(students: int, epochs: int, build_hours: float, epoch_hours: float) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from softcache.erasure import Erasure
 from softcache.errors import counted
 from softcache.forecast import Plan
 from softcache.losses import TEMPERATURES
@@ -45,6 +46,10 @@ def tell(plan: Plan, out: str | Path | None) -> str:
         lines.append(plan.memorised)
     if plan.elsewhere:
         lines.append(f"  elsewhere  {Answers(**plan.elsewhere).words()}")
+    for name, found in plan.erasure.items():
+        lines.append(
+            f"  others   what {name} tells of classes that are not the answer: {Erasure(**found).words()}"
+        )
     lines += ["", *_tables(plan), *_left_out(plan), "", *(plan.choice["why"] if plan.choice else ())]
     lines += [plan.command, "", *_compared(plan)]
     return "\n".join(lines)

@@ -180,7 +180,7 @@ def test_the_trainer_notes_it_where_it_matters(
     options = {"student": "resnet8", "epochs": 1, "global_batch": 4, "T": heat, "out": str(tmp_path / "run")}
     train(config.check(options), cache, sc.Source(ToyImages(12)))
     told = capsys.readouterr().err
-    assert ("label smoothing 0.1" in told and "Müller" in told) == noted
+    assert ("label smoothing 0.1" in told and "Müller" in told and "% erased" in told) == noted
 
 
 # -- detectors -------------------------------------------------------------------------------------------------

@@ -513,10 +513,13 @@ def test_label_smoothing_is_told_of_the_teacher_that_is_learned_from(path: Path,
         path, small_folder, targets={"logits": "full(f16)"}, name="big", teacher=Big(), label_smoothing=0.1
     )
     told = [
-        _smoothing_note(Config(student="resnet8", epochs=1, global_batch=4, T=4.0, target=name), cache)
+        _smoothing_note(
+            Config(student="resnet8", epochs=1, global_batch=4, T=4.0, target=name), cache, np.arange(5)
+        )
         for name in ("logits", "big.logits")
     ]
     assert told[0] is None and "label smoothing 0.1" in str(told[1])
+    assert "'big.logits'" in str(told[1]) and "% erased" in str(told[1]) and "(5 rows)" in str(told[1])
 
 
 # -- the command ---------------------------------------------------------------------------------------------------

@@ -36,6 +36,7 @@ FLOORS = [
         "cache",
         "canary",
         "documents",
+        "erasure",
         "inventory",
         "licences",
         "pulled",

@@ -10,10 +10,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from softcache import canary
+from softcache import canary, erasure
 from softcache.beside import classes_of
 from softcache.cache import Cache
 from softcache.codecs.anchored import Anchored
@@ -141,7 +142,7 @@ def _train(
     progress = Progress(config.epochs, len(loader), config.global_batch, shown=team.rank == 0)
     progress.say(pairing.message)
     progress.say(held_out.message)
-    if note := _smoothing_note(config, cache):
+    if team.rank == 0 and (note := _smoothing_note(config, cache, loader.samples)):
         progress.say(note)
     if state.files:
         progress.say(f"{store.root} holds {state.epoch} epochs and {state.step} steps: going on")
@@ -318,14 +319,23 @@ def _check_labels(config: Config, loader: Loader, num_classes: int) -> None:
         )
 
 
-def _smoothing_note(config: Config, cache: Cache) -> str | None:
+def _smoothing_note(config: Config, cache: Cache, samples: np.ndarray) -> str | None:
     for objective in config.terms:
-        told = (cache.teacher(name).get("label_smoothing") for name in objective.targets)
-        smoothing = next((one for one in told if one), None)
-        if smoothing and "T" in OBJECTIVES[objective.name].options and objective.T > 1:
+        if "T" not in OBJECTIVES[objective.name].options or objective.T <= 1:
+            continue
+        for name in objective.targets:
+            if not (smoothing := cache.teacher(name).get("label_smoothing")):
+                continue
+            found = erasure.of(cache, name, objective.T, samples) if config.teacher is None else None
+            told = (
+                f". Of what {name!r} could tell of the classes that are not its answer: {found.words()}"
+                if found
+                else ""
+            )
             return (
                 f"NOTE: the teacher was trained with label smoothing {smoothing:g}, which erases what a high T would show "
                 "of its classes' likeness (Müller et al. 2019; Shen et al. 2021 find that one-sided): compare with --set T=1"
+                f"{told}"
             )
     return None
 
