@@ -9,13 +9,14 @@ the chain can be followed back. Run again after a stop, what is there is kept.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from softcache.cache import Cache
 from softcache.cache import open as open_cache
 from softcache.errors import MismatchError, SpecError
+from softcache.several import Combined
 from softcache.source import Source
 from softcache_train.commands import say, softcache
 from softcache_train.config import Config
@@ -51,6 +52,8 @@ def run(
     if generations < 1:
         raise SpecError(f"{generations} generations: at least one")
     inherited = _inherited(config, cache)
+    if generations > 1:
+        _check_source(cache, source)
     for number in range(1, generations + 1):
         folder = out / str(number)
         # Every generation draws its first weights anew, or it would begin where its teacher did.
@@ -59,31 +62,57 @@ def run(
         result = train(own, cache, source, val_source=val_source)
         yield Generation(number, cache.digest, cache.teacher("logits").get("parent"), result.out, result.top1)
         if number < generations:
-            cache = _spoken(own, result.model, cache, where, out / f"{number}.cache", inherited)
+            flags = _flags(own, result.model, cache, source) | {"--source": where, "--target": inherited}
+            cache = _spoken(flags, cache, out / f"{number}.cache")
 
 
-def _inherited(config: Config, cache: Cache) -> list[str]:
-    """The codecs of the targets that generations pass on, as flags."""
+def _inherited(config: Config, cache: Cache) -> str:
+    """The target that generations pass on, with its codec."""
+    if isinstance(cache, Combined):
+        raise SpecError("a generation's cache has one parent: give one --cache, an ensemble's if you like")
     if config.teacher is not None:
         raise SpecError("born-again students learn from caches: leave the live teacher out")
     if other := [name for name in config.targets if name != "logits"]:
         raise SpecError(
             f"a generation passes on its logits, and the config reads {other[0]!r} too: leave that objective out"
         )
-    return [f"logits={cache.targets['logits'].spec}"]
+    if "logits" not in cache.targets:
+        raise SpecError(f"a generation passes on its logits, and {cache.path} has none to begin with")
+    if len(cache.pulled_samples("logits")) < cache.samples or cache.pulled_views("logits") < cache.views:
+        raise SpecError(
+            f"{cache.path} was pulled in part, and every generation is of all of it: pull all its logits"
+        )
+    cache.require_replayable("a generation's build")
+    return f"logits={cache.targets['logits'].spec}"
 
 
-def _spoken(config: Config, model: str, cache: Cache, where: str, path: Path, targets: list[str]) -> Cache:
-    """What the student says of the cache's views: a cache in ``path``."""
+def _check_source(cache: Cache, source: Source) -> None:
+    """Refuse before anything is trained a source of which a build would not make the cache's samples and classes again."""
+    if source.sample(cache.samples).ids_digest != cache.identity["source"]["ids"]:
+        raise MismatchError(
+            f"every generation is of the {cache.samples:,} samples of {cache.path}, and a build would take others of "
+            f"{source.describe()}: give the source as it was when that cache was built"
+        )
+    if cache.classes and source.classes and cache.classes != source.classes:
+        raise MismatchError(
+            f"the classes of {source.describe()} are in another order than those of {cache.path}, which its students "
+            "answer in: give the source that the cache was built from"
+        )
+
+
+def _flags(config: Config, model: str, cache: Cache, source: Source) -> dict[str, object]:
+    """What ``build`` is asked for by who learned from ``cache``: its samples and views again. True is a flag without a
+    value, None none."""
     who = config.student if ":" in config.student else f"softcache_train.students:{config.student}"
-    built, seen = (
-        cache.identity,
-        json.loads(Path(config.out or "", "checkpoint.json").read_text())["input_spec"],
-    )
-    flags: dict[str, object] = {
-        "--source": where,
-        "--split": built["source"]["split"],
-        "--layout": built["source"]["layout"],
+    built = cache.identity
+    seen = json.loads(Path(config.out or "", "checkpoint.json").read_text())["input_spec"]
+    return {
+        "--split": source.split,
+        "--layout": source.layout,
+        # as many as a limit takes are always the same
+        "--limit": cache.samples if cache.samples < len(source) else None,
+        "--skip-corrupt": True if len(cache.invalid) else None,
+        "--ignore-labels": True if not (built["source"]["classes"] or built["source"]["labels"]) else None,
         "--teacher": who,
         "--weights": model,
         "--input-size": ",".join(map(str, seen["size"])),
@@ -96,9 +125,18 @@ def _spoken(config: Config, model: str, cache: Cache, where: str, path: Path, ta
         "--block-rows": cache.grid.block_rows,
         "--batch": built["teacher"]["batch"],
     }
-    said = [word for flag, value in flags.items() if value is not None for word in (f"{flag}={value}",)]
-    softcache("build", *said, *(f"--target={one}" for one in targets), "-o", path)
+
+
+def _spoken(flags: Mapping[str, object], cache: Cache, path: Path) -> Cache:
+    """What the student says of the cache's views: a cache in ``path``."""
+    said = {flag: value for flag, value in flags.items() if value is not None}
+    softcache("build", *(f if v is True else f"{f}={v}" for f, v in said.items()), "-o", path)
     made = open_cache(path)
+    if made.identity["source"]["ids"] != cache.identity["source"]["ids"]:
+        raise MismatchError(
+            f"{path} is of other samples than {cache.path}, so the source changed meanwhile: restore it, remove "
+            f"{path}, and run again"
+        )
     if made.teacher("logits").get("parent") != cache.digest:
         raise MismatchError(f"{path} names another parent than {cache.path}: remove it, or give another -o")
     return made
