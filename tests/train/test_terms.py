@@ -212,6 +212,8 @@ def test_what_the_cache_or_student_cannot_give_is_refused(mapped, source, tmp_pa
         ({"objectives": [{"regressed": {}}]}, "say target: layer3"),
         ({"objectives": [{"ce": {"target": "logits"}}]}, "ce learns from labels, and has no target"),
         ({"objectives": [{"kd": {"mask": "a"}}]}, "kd takes no mask"),
+        ({"objectives": ["mutual"]}, "mutual needs peer: say mutual: .peer: "),
+        ({"objectives": [{"levels": {"target": "0"}}]}, "levels needs level"),
         ({"objectives": [{"kd": {"start": 2, "stop": 1}}]}, "stop=1 is not after start=2"),
         ({"objectives": [{"kd": {"start": 2}}]}, "kd would start after the last of 2 epochs"),
     ],

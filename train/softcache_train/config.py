@@ -93,6 +93,8 @@ class Objective(BaseModel):
                 f"{self.name}: combine: arithmetic is the mean of probabilities, which {self.name} does not learn from; "
                 "leave it out"
             )
+        if missing := [name for name in known.required if name not in self.options]:
+            raise ValueError(f"{self.name} needs {missing[0]}: say {self.name}: {{{missing[0]}: …}}")
         if self.stop is not None and self.stop <= self.start:
             raise ValueError(f"{self.name}: stop={self.stop} is not after start={self.start}")
         T = self.options.get("T", 1.0)  # noqa: N806 - the field's name

@@ -115,6 +115,12 @@ class Known:
         return tuple(name for name in OF_CACHE if name in inspect.signature(self.loss).parameters)
 
     @property
+    def required(self) -> tuple[str, ...]:
+        """Those that it must set."""
+        takes = inspect.signature(self.loss).parameters
+        return tuple(name for name in self.options if takes[name].default is inspect.Parameter.empty)
+
+    @property
     def has_state(self) -> bool:
         return inspect.isclass(self.loss)
 
