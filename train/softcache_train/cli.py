@@ -121,6 +121,7 @@ def _parser(command: str = "") -> argparse.ArgumentParser:
 
 def _train(args: argparse.Namespace) -> int:
     from softcache_train.loop import train
+    from softcache_train.progress import of_exits
 
     config, cache, source, val_source = _asked(args)
     result = train(config, cache, source, val_source=val_source)
@@ -131,6 +132,8 @@ def _train(args: argparse.Namespace) -> int:
     else:
         top1 = "not measured" if result.top1 is None else f"{result.top1:.2%}"
         print(f"top-1 {top1} after {result.epochs} epochs")
+        if result.ensemble is not None:
+            print(of_exits(result.exits, result.ensemble))
         if result.step_ms is not None:
             print(f"{result.step_ms:.1f} ms a step, {result.images_per_second:,.0f} images/s")
         print(f"the student: {result.model}")

@@ -45,7 +45,8 @@ class Result:
 
     ``out`` is its folder and ``model`` the student's weights in it. ``top1`` in 0…1, None without
     labelled images to validate on. ``step_ms`` and ``images_per_second`` (over all ranks) are
-    medians over the epochs, validation not counted; None where no epoch could be timed.
+    medians over the epochs, validation not counted; None where no epoch could be timed. Of a student with exits
+    ``exits`` are the top-1 of each, from the first to the deepest, and ``ensemble`` that of the mean of their logits.
     """
 
     out: str
@@ -54,6 +55,8 @@ class Result:
     top1: float | None
     step_ms: float | None
     images_per_second: float | None
+    exits: tuple[float, ...] = ()
+    ensemble: float | None = None
 
 
 class TrainingDiverged(SoftcacheError):  # noqa: N818 - named for what it is
@@ -189,7 +192,7 @@ def _train(
             "loss": sum(o.weight * mean for o, mean in zip(config.terms, means, strict=True)),
             **{o.label: mean for o, mean in zip(config.terms, means, strict=True)},
             **progress.rates(),
-            "top1": validation.accuracy(student, held_out, input_spec, device),
+            **validation.score(student, held_out, input_spec, device),
         }
         progress.end(entry)
         totals.zero_()
@@ -204,13 +207,16 @@ def _train(
         if team.rank == 0:
             checkpoint.save(store, state, student, optimizer, whole.terms)
 
+    last = state.history[-1]
     return Result(
         out=str(store.root),
         model=str(store.path(checkpoint.file_name("model", state.epoch, state.step))),
         epochs=state.epoch,
-        top1=state.history[-1]["top1"],
+        top1=last["top1"],
         step_ms=_median(state, "step_ms"),
         images_per_second=_median(state, "images_per_second"),
+        exits=tuple(last.get("exits", ())),
+        ensemble=last.get("ensemble"),
     )
 
 

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 EVERY = 0.2  # seconds between live lines
+
+
+def of_exits(exits: Sequence[float], ensemble: float) -> str:
+    """Top-1 of each exit, and of the mean of their logits."""
+    each = ", ".join(f"exit {number} {top1:.2%}" for number, top1 in enumerate(exits, 1))
+    return f"{each}, ensemble {ensemble:.2%}"
 
 
 class Progress:
@@ -47,11 +54,13 @@ class Progress:
     def end(self, entry: dict[str, Any]) -> None:
         """The line of a finished epoch; see ``history`` in :class:`.checkpoint.Checkpoint`."""
         top1 = "" if entry["top1"] is None else f"  val {entry['top1']:7.2%}"
+        if "exits" in entry:
+            top1 += f" ({of_exits(entry['exits'], entry['ensemble'])})"
         rate = f"  {entry['images_per_second']:,.0f} img/s" if "images_per_second" in entry else ""
         apart = {
             n: v
             for n, v in entry.items()
-            if n not in ("epoch", "loss", "step_ms", "images_per_second", "top1")
+            if n not in ("epoch", "loss", "step_ms", "images_per_second", "top1", "exits", "ensemble")
         }
         told = "".join(f"  {name} {value:.4f}" for name, value in apart.items())
         self.say(f"epoch {entry['epoch']:>3}/{self.epochs}  loss {entry['loss']:.4f}{told}{top1}{rate}")

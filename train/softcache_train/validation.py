@@ -128,18 +128,32 @@ def _none(cache: Cache) -> str:
 
 
 @torch.inference_mode()
+def score(
+    model: nn.Module, images: Images, input_spec: Mapping[str, Any], device: torch.device
+) -> dict[str, Any]:
+    """``top1`` in 0…1 of the model in eval mode; None without images. Leaves the model's mode alone.
+
+    Of a student with exits (see :mod:`softcache_train.students`) also ``exits``, the top-1 of each, the last of which is
+    ``top1``, and ``ensemble``, that of the mean of their logits.
+    """
+    if not len(images):
+        return {"top1": None}
+    answer, mode = getattr(model, "every_exit", None), model.training
+    model.eval()
+    right = torch.zeros((), dtype=torch.int64)
+    for start in range(0, len(images), BATCH):
+        part = slice(start, start + BATCH)
+        shown = normalise(images.pixels[part], input_spec).to(device)
+        said = torch.stack(answer(shown) if answer else (model(shown),))
+        classes = torch.cat([said, said.mean(0, keepdim=True)]).argmax(2).cpu()
+        right = right + (classes == torch.from_numpy(images.labels[part])).sum(1)
+    model.train(mode)
+    *exits, ensemble = (n / len(images) for n in right.tolist())
+    return {"top1": exits[-1]} | ({"exits": exits, "ensemble": ensemble} if answer else {})
+
+
 def accuracy(
     model: nn.Module, images: Images, input_spec: Mapping[str, Any], device: torch.device
 ) -> float | None:
-    """Top-1 in 0…1 of the model in eval mode; None without images. Leaves the model's mode
-    alone."""
-    if not len(images):
-        return None
-    mode, right = model.training, 0
-    model.eval()
-    for start in range(0, len(images), BATCH):
-        part = slice(start, start + BATCH)
-        logits = model(normalise(images.pixels[part], input_spec).to(device))
-        right += int((logits.argmax(1).cpu().numpy() == images.labels[part]).sum())
-    model.train(mode)
-    return right / len(images)
+    """The ``top1`` of :func:`score`."""
+    return score(model, images, input_spec, device)["top1"]

@@ -1,7 +1,9 @@
 """Students: one family a file, each a function from the number of classes to a ``torch.nn.Module``.
 
 A student may carry ``input_spec`` (``size``, ``mean``, ``std``, ``color``); one that does not is
-fed as the cache's teacher was.
+fed as the cache's teacher was. One that can answer early says so with two methods, by which its exits are measured:
+``every_exit(images)``, the logits of all of them, the deepest's last, and ``at_exit(images, number)``, those of one,
+counted from 1, for which nothing runs that they do not need.
 """
 
 from __future__ import annotations

@@ -39,11 +39,14 @@ class EarlyExits(CifarResNet):
         draw(self.exit2)
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.every_exit(x)[-1]
+
+    def every_exit(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The logits of exits 1, 2 and 3, the deepest."""
         x = self.stem(x)
-        self.exit1(x)
+        first = self.exit1(x)
         x = self.layer2(x)
-        self.exit2(x)
-        return self.classified(x)
+        return first, self.exit2(x), self.classified(x)
 
     def at_exit(self, x: Tensor, number: int) -> Tensor:
         """The logits of exit 1, 2 or 3, the deepest; nothing runs that these do not need. Raises :class:`SpecError` for

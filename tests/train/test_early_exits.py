@@ -1,0 +1,71 @@
+"""Students that can answer early: how good each answer is."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import toys
+from softcache_train import students, validation
+from softcache_train.cli import main
+from softcache_train.loader import normalise
+
+SPEC = {"mean": [0.5] * 3, "std": [0.25] * 3, "color": "RGB"}
+
+
+def images(count: int, size: int = 16) -> validation.Images:
+    pixels = np.random.default_rng(0).integers(0, 256, (count, size, size, 3), np.uint8)
+    return validation.Images(pixels, np.arange(count) % 4, "")
+
+
+@pytest.mark.parametrize("name", ["toys:exits", "resnet8_exits"])
+def test_each_exit_is_scored_and_the_mean_of_their_logits(name, monkeypatch):
+    monkeypatch.setattr(validation, "BATCH", 20)  # and a rest
+    torch.manual_seed(0)
+    model, held = students.make(name, 4), images(50, 32 if name.startswith("resnet") else 16)
+    found = validation.score(model, held, SPEC, torch.device("cpu"))
+    assert model.training
+    model.eval()
+    labels = torch.from_numpy(held.labels)
+    with torch.no_grad():
+        said = [model.at_exit(normalise(held.pixels, SPEC), i + 1) for i in range(len(found["exits"]))]
+    said.append(sum(said) / len(said))
+    expected = [(logits.argmax(1) == labels).sum().item() / 50 for logits in said]
+    assert [*found["exits"], found["ensemble"]] == expected
+    assert found["top1"] == found["exits"][-1] == validation.accuracy(model, held, SPEC, torch.device("cpu"))
+    assert len(set(expected)) > 1
+
+
+def test_a_student_with_one_answer_has_one_score():
+    model = toys.plain(4)
+    assert set(validation.score(model, images(5), SPEC, torch.device("cpu"))) == {"top1"}
+    assert validation.score(model, images(0), SPEC, torch.device("cpu")) == {"top1": None}
+
+
+@pytest.fixture
+def asked(cache, images, tmp_path):
+    config = tmp_path / "own.yaml"
+    options = "student: resnet8_exits\nepochs: 2\nglobal_batch: 25\nlr: 0.01\nworkers: 0\n"
+    config.write_text(options + "objectives: [own_exits]\n")
+    where = ["--cache", str(cache.path), "--source", str(images), "--split", "train"]
+    return [str(config), *where, "-o", str(tmp_path / "out")]
+
+
+def test_the_log_the_history_and_the_result_tell_of_every_exit(asked, tmp_path, capsys):
+    assert main([*asked, "--json"]) == 0
+    told = capsys.readouterr()
+    result = json.loads(told.out)
+    history = json.loads((tmp_path / "out" / "checkpoint.json").read_text())["history"]
+    for entry, line in zip(
+        history, [one for one in told.err.splitlines() if one.startswith("epoch")], strict=True
+    ):
+        assert len(entry["exits"]) == 3 and entry["top1"] == entry["exits"][2]
+        assert all(f"exit {i} {top1:.2%}" in line for i, top1 in enumerate(entry["exits"], 1))
+        assert f"ensemble {entry['ensemble']:.2%}" in line
+    assert (result["exits"], result["ensemble"]) == (history[-1]["exits"], history[-1]["ensemble"])
+
+    assert main(asked) == 0  # a finished run says it again
+    _, exits, *_ = capsys.readouterr().out.splitlines()
+    assert exits.startswith(f"exit 1 {result['exits'][0]:.2%}, exit 2")
