@@ -15,12 +15,13 @@ from softcache.codecs.fixed import HIGH, LOW
 from softcache.errors import counted
 from softcache.manifest import Receipt, Report
 from softcache.memorised import Answers, entropies, warning
-from softcache.targets import Items, Logits, Target
+from softcache.targets import GAP, Items, Logits, Target
 
 if TYPE_CHECKING:
     from softcache.cache import Cache
 
 TEMPERATURES = (1, 4)
+MOST_GAP = 0.05  # of attributions that add up to what they explain
 _LOST = 0.99  # relative L2 error, from which on zeros would do as well
 ROWS = 16  # rows of a block whose fidelity is measured
 
@@ -45,10 +46,12 @@ class Tally:
         self.teacher_correct += int((said.argmax(axis=1) == labels)[known].sum())
         self.entropy += float(entropies(said[known]).sum())
 
-    def add(self, target: Target, said: np.ndarray, kept: Any) -> None:
-        """Compare float32 rows with what the codec kept of them, decoded."""
+    def add(self, target: Target, said: np.ndarray, kept: Any, gap: np.ndarray | None = None) -> None:
+        """Compare float32 rows with what the codec kept of them, decoded; ``gap`` (n,): what of each the teacher itself
+        missed (:func:`softcache.targets.gap_of`)."""
         sums = self.fidelity.setdefault(target.name, {})
-        for key, values in fidelity(target.wrap(said), kept).items():
+        found = fidelity(target.wrap(said), kept) | ({} if gap is None else {GAP: gap})
+        for key, values in found.items():
             sums[key] = sums.get(key, 0.0) + float(values.sum())
         self.measured = max(self.measured, len(said))
 
@@ -177,7 +180,8 @@ def answers(cache: Cache, number: int) -> Answers | None:
 def _mean_fidelity(receipts: list[Receipt], name: str) -> dict[str, float]:
     measured = sum(r.measured for r in receipts)
     sums = [r.fidelity[name] for r in receipts if r.measured]
-    return {k: sum(s[k] for s in sums) / measured for k in sums[0]} if sums else {}
+    keys = [k for k in (sums[0] if sums else ()) if all(k in s for s in sums)]
+    return {k: sum(s[k] for s in sums) / measured for k in keys}
 
 
 def row_bytes(fields: Iterable[Field]) -> int:
@@ -218,6 +222,11 @@ def tell(cache: Cache) -> str:
         if values.get("relative_l2", 0) >= _LOST:
             told += (
                 ". NOTE: nothing of it is left: it is too small, or too uneven, for this codec; say another"
+            )
+        if values.get(GAP, 0) > MOST_GAP:
+            told += (
+                f". NOTE: these attributions do not add up to the change of the logit they explain ({values[GAP]:.0%} of it "
+                "is off): take those of a later layer"
             )
         shared = row_bytes(cache.targets[name].shared)
         size_of = f"{r.bytes_per_row[name]:,} bytes a row" + f", and {shared:,} an image" * bool(shared)

@@ -16,7 +16,7 @@ from softcache.errors import TeacherError
 from softcache.job import Job
 from softcache.mend import require_same
 from softcache.recipe.mix import ONE
-from softcache.targets import Target
+from softcache.targets import Target, gap_of
 
 if TYPE_CHECKING:
     from softcache.anchoring import Turn
@@ -110,7 +110,8 @@ def _encode(job: Job, batch: Batch, answer: dict[str, np.ndarray]) -> None:
         for f, encoded in fields.items():
             work.rows.setdefault(f"targets/{name}/{f}", []).append(encoded)
         told = answer[target.said][: batch.rows] if target.layered else values
-        _measure(job, work, name, told, fields | beside, labels, valid, first=batch.start == 0)
+        gap = answer.get(gap_of(target.tap))
+        _measure(job, work, name, told, fields | beside, labels, valid, gap, first=batch.start == 0)
 
 
 def _bases(job: Job, batch: Batch) -> dict[str, Fields]:
@@ -181,6 +182,7 @@ def _measure(
     fields: Fields,
     labels: np.ndarray,
     valid: np.ndarray,
+    gap: np.ndarray | None,
     first: bool,
 ) -> None:
     """Top-1 of what is kept on every row; fidelity on the first few of each block (it costs a decode)."""
@@ -192,7 +194,7 @@ def _measure(
         _refuse_pixels(target, values)
         few = np.flatnonzero(valid)[: measure.ROWS]
         kept = target.decode({f: encoded[few] for f, encoded in fields.items()} | layer)
-        work.tally.add(target, values[few], kept)
+        work.tally.add(target, values[few], kept, None if gap is None else gap[few])
 
 
 def _commit(job: Job, work: Work) -> int:

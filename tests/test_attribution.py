@@ -9,6 +9,7 @@ torch = pytest.importorskip("torch")
 
 from softcache.errors import SpecError, TeacherError  # noqa: E402
 from softcache.teachers.attribution import completeness_gap, integrated_gradients, quantile_mask  # noqa: E402
+from softcache.teachers.explained import explained  # noqa: E402
 
 
 def features(*shape, seed=0):
@@ -152,3 +153,74 @@ def test_bad_input_is_refused():
     for quantile in (-0.1, 1):
         with pytest.raises(SpecError, match="quantile must be at least 0 and below 1"):
             quantile_mask(h, quantile)
+
+
+class Crooked(torch.nn.Module):
+    """A network with all that makes it hard to run only its end: a module that runs twice, one in place behind what is
+    explained, an answer that is no tensor, and a nested one."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.act = torch.nn.ReLU()
+        self.stem = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.Tanh())
+        self.two = Two()
+        self.middle = torch.nn.Sequential(torch.nn.Conv2d(4, 4, 3, padding=1))
+        self.cut = torch.nn.ReLU(inplace=True)
+        self.head = torch.nn.Linear(4, 5)
+        self.double()
+
+    def forward(self, x):
+        h, beside = self.two(self.act(self.stem(x)))
+        return self.after(self.middle(h), beside)
+
+    def after(self, h, beside):
+        return self.head(self.act(self.cut(h) * torch.tanh(h) + beside).mean((2, 3)))
+
+
+class Two(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Sequential(torch.nn.Conv2d(4, 4, 1))
+
+    def forward(self, x):
+        return self.conv(x), x
+
+
+def test_only_what_follows_a_module_is_run_for_every_step():
+    net, x, labels = Crooked().eval(), features(4, 3, 6, 6), torch.tensor([0, 4, 2, 2])
+    with torch.no_grad():
+        h, beside = net.two(net.act(net.stem(x)))
+        h = net.middle(h)
+    runs = {"stem.0": 0, "two.conv.0": 0, "middle.0": 0, "head": 0}
+    for name in runs:
+        net.get_submodule(name).register_forward_hook(
+            lambda *_, name=name: runs.update({name: runs[name] + 1})
+        )
+    found, gap = explained(net, net, net.middle, x, labels)
+    assert runs["stem.0"] == runs["two.conv.0"] == runs["middle.0"] == 2 and runs["head"] >= 50
+
+    def rest(features):
+        return net.after(features.clone(), beside)
+
+    wanted = integrated_gradients(rest, h, labels)
+    torch.testing.assert_close(found, wanted.sum(1, keepdim=True), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(gap, completeness_gap(wanted, rest, h, labels), rtol=1e-9, atol=1e-12)
+    assert all("forward" not in vars(module) for module in net.modules())
+    torch.testing.assert_close(net(x), rest(h))  # and it answers as before
+
+
+def test_a_forward_of_its_own_is_put_back():
+    net, x = Crooked().eval(), features(2, 3, 6, 6)
+    own = net.stem.forward = lambda x: net.stem[1](net.stem[0](x)) * 2
+    explained(net, net, net.middle, x, torch.tensor([1, 2]))
+    assert net.stem.forward is own
+
+
+@pytest.mark.parametrize("name", ["act", "two"])
+def test_a_module_that_runs_twice_or_gives_two_tensors_is_refused(name):
+    net = Crooked().eval()
+    with pytest.raises(TeacherError, match="runs once for an image and gives one tensor"):
+        explained(net, net, net.get_submodule(name), features(2, 3, 6, 6), torch.tensor([1, 2]))
+    with pytest.raises(TeacherError, match="an attribution is of a map"):
+        explained(net, net, net.head, features(2, 3, 6, 6), torch.tensor([1, 2]))

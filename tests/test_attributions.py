@@ -8,13 +8,21 @@ import numpy as np
 import pytest
 
 import softcache as sc
+from softcache import measure
 from softcache.errors import SpecError, TeacherError
+from softcache.targets import gap_of
 from softcache.teachers import Options, load
 
 torch = pytest.importorskip("torch")
 
 TEACHER = "softcache_train.students:resnet56"
-TARGETS = {"logits": "full(f16)", "input.gradient": "f16", "layer3.attribution": "f16", "layer3": "int8"}
+TARGETS = {
+    "logits": "full(f16)",
+    "input.gradient": "f16",
+    "layer3.attribution": "f16",
+    "layer2.attribution": "f16",
+    "layer3": "int8",
+}
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +94,46 @@ def test_the_attributions_of_a_layer_add_up_to_the_logit(built, network):
     # where the rest is global mean and linear layer, it is h · w_y / 64 at every place
     weight = network.linear.weight.detach().numpy()[source.labels]
     assert np.allclose(kept[:, 0], np.einsum("nchw,nc->nhw", h, weight) / 64, atol=0.02 * np.abs(kept).max())
+
+
+def test_what_attributions_miss_is_measured_and_told(built, network):
+    """Of a layer with more than a linear head behind it, the sums differ from the logit's change by the integral's error."""
+    source, cache = built
+    labels = torch.from_numpy(source.labels.astype(np.int64))
+    gaps = []
+    for view in range(2):
+        with torch.no_grad():
+            h = network.layer2(network.stem(normal(seen(source, cache, view))))
+            change = network.classified(h) - network.classified(torch.zeros_like(h))
+        change = change.gather(1, labels[:, None])[:, 0].numpy()
+        kept = cache.read(view, np.arange(12), ["layer2.attribution"])["layer2.attribution"].values
+        assert kept.shape == (12, 1, 16, 16)
+        gaps.append(np.minimum(np.abs(kept.sum((1, 2, 3)) - change) / np.abs(change), 1))
+    rows = cache.grid.samples_of(cache.grid.block(0, 0))[:8]  # the first batch
+    report = cache.report.fidelity
+    assert report["layer2.attribution"]["completeness_gap"] == pytest.approx(
+        np.mean(np.array(gaps)[:, rows]), abs=1e-3
+    )
+    assert report["layer3.attribution"]["completeness_gap"] < 1e-4
+    assert not any("completeness_gap" in report[name] for name in ("logits", "input.gradient", "layer3"))
+    assert f"completeness_gap {report['layer2.attribution']['completeness_gap']:.3g}" in measure.tell(cache)
+
+
+def test_attributions_that_miss_too_much_are_called_out(built, monkeypatch):
+    _, cache = built
+    assert "do not add up" not in measure.tell(cache)
+    monkeypatch.setattr(measure, "MOST_GAP", 0)
+    assert measure.tell(cache).count("do not add up to the change of the logit") == 2
+
+
+def test_a_member_of_an_ensemble_says_what_it_misses():
+    from softcache.teachers.ensemble import assemble
+
+    net = "softcache_train.students:resnet8"
+    options = Options(taps=("1.layer2.attribution", "1.layer2"))
+    said = assemble([net, net], None, options)(np.zeros((2, 32, 32, 3), np.uint8), labels=np.array([3, -1]))
+    assert set(said) == {"logits", *options.taps, gap_of(options.taps[0])}
+    assert said[gap_of(options.taps[0])][1] == 0 and not said[options.taps[0]][1].any()
 
 
 def test_they_are_verified_live_and_asked_of_a_live_teacher(built, shared_data):

@@ -22,7 +22,7 @@ from softcache.codecs.head import Head
 from softcache.codecs.items import All
 from softcache.errors import CodecError, MismatchError, SoftcacheError, SpecError, TeacherError, nearest
 from softcache.targets.attention_map import AttentionMapKind
-from softcache.targets.attribution import AttributionKind, is_attribution
+from softcache.targets.attribution import GAP, AttributionKind, gap_of, is_attribution
 from softcache.targets.embedding import EmbeddingKind
 from softcache.targets.feature_map import FeatureMapKind
 from softcache.targets.items import ITEMS, Items, ItemsKind
@@ -30,6 +30,7 @@ from softcache.targets.layout import Layout
 from softcache.targets.logits import Logits, LogitsKind
 
 __all__ = [
+    "GAP",
     "KINDS",
     "HardLabels",
     "Items",
@@ -39,6 +40,7 @@ __all__ = [
     "Request",
     "SparseLogits",
     "Target",
+    "gap_of",
     "is_attribution",
     "is_logits",
     "request",

@@ -7,6 +7,7 @@ import numpy as np
 from softcache.targets.feature_map import FeatureMap
 
 SUFFIXES = (".attribution", ".gradient")
+GAP = "completeness_gap"
 
 
 class AttributionKind:
@@ -24,6 +25,12 @@ class AttributionKind:
 
     def wrap(self, values: np.ndarray) -> FeatureMap:
         return FeatureMap(values)
+
+
+def gap_of(name: str) -> str:
+    """The name under which a teacher that gives ``layer3.attribution`` says what its rows miss, float32 (B,), 0…1: of the
+    label's logit less what it is with the map 0, the share that their sum is off by."""
+    return f"{name}.{GAP}"
 
 
 def is_attribution(name: str) -> bool:

@@ -12,8 +12,9 @@ One whose name begins with ``class_`` (``class_prior``) has the classes along it
 the logits.
 
 One that is asked for an attribution (:mod:`softcache.targets.attribution`) is called with ``labels=``, int64 ``(B,)``, −1
-where unknown. One that is asked for ``probes`` is called with ``probes=``, float32 ``(B, P, 4)``: the boxes to answer for
-(:mod:`softcache.probes`). Called without them it answers the rest.
+where unknown, and may answer what each misses, too (:func:`softcache.targets.gap_of`). One that is asked for ``probes`` is
+called with ``probes=``, float32 ``(B, P, 4)``: the boxes to answer for (:mod:`softcache.probes`). Called without them it
+answers the rest.
 
 Only this package imports a teacher's library, and only when such a teacher is loaded.
 """

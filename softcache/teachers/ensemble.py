@@ -17,7 +17,7 @@ import numpy as np
 from softcache import spec
 from softcache.errors import MismatchError, SpecError, TeacherError, counted
 from softcache.identity import InputSpec, MemberId, TeacherId
-from softcache.targets import is_attribution, is_logits
+from softcache.targets import gap_of, is_attribution, is_logits
 from softcache.teachers import Options, Teacher, constants_of, layouts_of, load
 from softcache.teachers.classes import Permuted
 
@@ -134,7 +134,8 @@ class Ensemble:
             for i, member in enumerate(self.members)
         ]
         named = {f"{i}.{name}": value for i, answer in enumerate(said) for name, value in answer.items()}
-        own = {n: v for n, v in named.items() if n in self._options.taps}
+        asked = {name for tap in self._options.taps for name in (tap, gap_of(tap))}
+        own = {n: v for n, v in named.items() if n in asked}
         if not any("logits" in answer for answer in said):  # detectors: there is no mean of their items
             return own
         for number, answer in enumerate(said):

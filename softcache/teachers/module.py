@@ -10,7 +10,7 @@ import torch
 
 from softcache.errors import SoftcacheError, SpecError, TeacherError, nearest, suggest
 from softcache.identity import InputSpec, TeacherId
-from softcache.targets import is_attribution
+from softcache.targets import gap_of, is_attribution
 from softcache.teachers import Options, constants_of, failure, input_spec, layouts_of, weights
 from softcache.teachers.classes import names_of
 from softcache.teachers.explained import explained
@@ -148,7 +148,8 @@ class ModuleTeacher:
                 made = self._gradient(x, y.clamp_min(0))
             else:
                 module = self._modules[name.removesuffix(".attribution")]
-                made = explained(self._logits, module, x, y.clamp_min(0))
+                made, gap = explained(self._logits, self._model, module, x, y.clamp_min(0))
+                found[gap_of(name)] = torch.where(y >= 0, gap.clamp(max=1), 0)
             found[name] = torch.where(known, made, 0)
         self._tapped.clear()
         return found
