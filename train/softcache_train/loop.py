@@ -140,7 +140,8 @@ def _train(
     none = torch.zeros(len(weights), dtype=torch.float64, device=device)
     totals = none + torch.tensor(state.totals or 0, dtype=torch.float64, device=device)  # of each term
     totals *= team.rank == 0  # what was summed before is counted once
-    model = team.parallel(whole, parts=config.objectives is not None)
+    parts = config.objectives is not None or (team.world > 1 and whole.student.idle(loader.size, device))
+    model = team.parallel(whole, parts)
 
     progress = Progress(config.epochs, len(loader), config.global_batch, shown=team.rank == 0)
     progress.say(pairing.message)

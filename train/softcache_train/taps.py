@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,6 +69,14 @@ class Tapped(nn.Module):
                 + (f" {tuple(logits.shape)}" if isinstance(logits, Tensor) else "")
             )
         return Seen(images, logits, inside)
+
+    def idle(self, size: tuple[int, int], device: torch.device) -> bool:
+        """Has it weights that its logits in training do not depend on, such as those of exits? Leaves no trace in it."""
+        student = deepcopy(self.student).train()
+        learned = [p for p in student.parameters() if p.requires_grad]
+        logits = student(torch.zeros(2, 3, *size, device=device))
+        slopes = torch.autograd.grad(logits.sum(), learned, allow_unused=True)
+        return any(slope is None for slope in slopes)
 
     @torch.no_grad()
     def shapes(self, size: tuple[int, int], device: torch.device) -> dict[str, tuple[int, ...]]:

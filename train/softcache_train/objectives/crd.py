@@ -27,7 +27,7 @@ class CRD(nn.Module):
     authors' code leaves out those of i's class. Z is N times the mean of e^{⟨a, m⟩/τ} over the first batch, and stays. The
     memory starts at random; a sample's vector in it becomes, after each step that shows it, ``momentum`` of what it was
     and the rest of the new one, scaled to length 1, and no gradient flows into it. Memory and Z are buffers, 8·N·dim bytes
-    of them. Several ranks remember what all of them saw.
+    of them. Several ranks have one Z, and remember what all of them saw.
 
     Shapes are of one row, without the batch. Defaults are the authors', who weigh it with 0.8. Raises :class:`SpecError`
     for options out of their ranges; when called, :class:`MismatchError` for rows of other shapes, or other samples.
@@ -111,7 +111,8 @@ class Memory(nn.Module):
             scores = (anchors @ self.vectors.clone().T).gather(1, drawn) / self.tau
         else:
             scores = torch.einsum("bd,bkd->bk", anchors, self.vectors[drawn]) / self.tau
-        mean = scores.detach().logsumexp((0, 1)) - math.log(scores.numel())
+        found = of_all_ranks(scores.detach().logsumexp(1))
+        mean = found.logsumexp(0) - math.log(len(found) * scores.shape[1])
         self.log_z.copy_(torch.where(self.log_z.isnan(), mean + math.log(len(self.vectors)), self.log_z))
         return scores - self.log_z.clone()
 
