@@ -35,7 +35,8 @@ _LOGITS = (
     "anchored", "head(f16)", "head(int8)", "topk(50)", "topk(20)", "topk(10)", "topk(4)", "argmax",
 )  # fmt: skip
 _MAPS = ("f16", "int8", "int4", "pool(2)|int8", "pool(2)|int4", "attention(0.5)", "strength(2)", "sign")
-_VECTORS = ("f16", "int8", "int4", "sign")
+_NUMBERS = ("f16", "int8", "int4")
+_VECTORS = (*_NUMBERS, "sign")
 _ITEMS = (
     "all(logits=f16)", "all", "all(logits=score)", "top(1000, background=200)", "top(300, background=100)",
     "top(300, background=100, logits=score)", "top(100, background=50)",
@@ -45,6 +46,7 @@ BY_KIND: dict[str, tuple[str, ...]] = {
     "feature_map": _MAPS,
     "embedding": _VECTORS,
     "attention_map": (),
+    "attribution": _NUMBERS,
     **dict.fromkeys(("detections", "queries", "probes", "proposals"), _ITEMS),
 }
 

@@ -12,6 +12,7 @@ from softcache import measure
 from softcache.errors import SpecError, TeacherError
 from softcache.targets import gap_of
 from softcache.teachers import Options, load
+from softcache.testing import ToyImages
 
 torch = pytest.importorskip("torch")
 
@@ -155,6 +156,20 @@ def test_they_are_verified_live_and_asked_of_a_live_teacher(built, shared_data):
     for name in names:
         kept, said = (torch.as_tensor(batch[name].values).flatten(1) for batch in same)
         assert ((kept - said).norm(dim=1) <= 5e-3 * said.norm(dim=1) + 1e-5).all()
+
+
+def test_a_plan_chooses_among_the_codecs_that_hold_them():
+    from softcache_train import students
+
+    names = ("input.gradient", "layer3.attribution")
+    ask: dict[str, Any] = {"source": ToyImages(16), "teacher": students.make("resnet8", 4), "batch": 8}
+    found = sc.plan(**ask, targets=dict.fromkeys(names, "f16"), budget="80kB")
+    rows = {name: {r["codec"]: r for r in found.codecs if r["target"] == name} for name in names}
+    for tried in rows.values():
+        assert tried.keys() == {"f16", "int8", "int4"}
+        errors = [tried[codec]["figures"]["gradient"] for codec in ("f16", "int8", "int4")]
+        assert 0 < errors[0] < errors[1] < errors[2] < 0.5
+    assert rows["input.gradient"]["int4"]["chosen"] and found.predicted_bytes < 80_000
 
 
 def test_what_has_no_label_or_several_is_refused(shared_data, tmp_path):

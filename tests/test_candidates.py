@@ -17,6 +17,7 @@ from softcache.candidates import BY_KIND, Tried, try_all
 from softcache.codecs import CODECS, parse
 from softcache.commission import commission
 from softcache.errors import TeacherError
+from softcache.targets import KINDS
 from softcache.telling import tell
 from softcache.testing import ToyImages, ToyTeacher, toy_detector, toy_teacher
 
@@ -32,6 +33,7 @@ def tried(samples: int = 64, **options: Any) -> Tried:
 
 
 def test_every_codec_named_in_the_table_is_one_and_every_codec_is_in_it_but_one():
+    assert BY_KIND.keys() == KINDS.keys()
     named = {type(parse(spec).codec) for some in BY_KIND.values() for spec in some}
     known = {codec for word, codec in CODECS.items() if word not in ("sample", "foreground")}
     assert known <= named  # sample is bound to one temperature, foreground asks for boxes
@@ -56,8 +58,6 @@ def imagenet(shared_data: Path) -> np.ndarray:
 def test_figures_of_logits_are_those_of_their_definition(imagenet: np.ndarray, spec: str):
     codec: Any = parse(spec).codec
     kept = codec.decode(codec.encode(imagenet), (1000,))
-    from softcache.targets import KINDS
-
     found = losses.of_logits(imagenet, KINDS["logits"].wrap(kept))
     for T in (1, 2, 4, 8):  # noqa: N806
         kls, gradients = [], []
