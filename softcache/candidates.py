@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -148,14 +147,9 @@ def _target(pilot: Pilot, asked: Request, spec: str, own: Target) -> Target:
     if spec != finest:
         most = request(f"{asked.name}{kind}={finest}")
         most = most.resolve(pilot.heard[most.tap].values.shape[1:], target.layout)
-        if row_bytes(target) >= row_bytes(most):
+        if target.row_bytes >= most.row_bytes:
             raise CodecError(f"it takes no fewer bytes than {finest}, which keeps more")
     return target
-
-
-def row_bytes(target: Target) -> int:
-    """Bytes of a row, before zstd."""
-    return sum(prod(f.shape) * np.dtype(f.dtype).itemsize for f in target.fields)
 
 
 def _candidate(pilot: Pilot, asked: Request, target: Target, own: Kept | None) -> Candidate:

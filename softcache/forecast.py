@@ -16,7 +16,7 @@ from typing import Any
 from softcache import erasure, flags, memorised
 from softcache.beginning import begun
 from softcache.builder import build
-from softcache.candidates import Candidate, Tried, row_bytes, try_all
+from softcache.candidates import Candidate, Tried, try_all
 from softcache.choice import choose, limits, record
 from softcache.commission import SOURCE, Commission, commission, open_source
 from softcache.drive import Drive, sustained
@@ -158,7 +158,7 @@ def plan(
         stages=run.stages,
         limit=min(run.stages, key=lambda stage: run.stages[stage]),
         hours=run.hours,
-        bytes_per_row={name: row_bytes(one.kept.target) for name, one in chosen.items()},
+        bytes_per_row={name: one.kept.target.row_bytes for name, one in chosen.items()},
         fidelity={n: report.fidelity[n] if one.asked else {**one.figures} for n, one in chosen.items()},
         labelled=report.labelled,
         top1=report.top1,

@@ -349,7 +349,7 @@ def _as_stored(
 
 def default_rows(targets: dict[str, Target], samples: int, batch: int) -> int:
     """Whole batches, about 64 MiB and at most 8,192 rows; the blocks of a view alike, so that little is padding."""
-    row = sum(int(np.prod(f.shape)) * np.dtype(f.dtype).itemsize for t in targets.values() for f in t.fields)
+    row = sum(target.row_bytes for target in targets.values())
     most = min(_BLOCK_ROWS, max(batch, _BLOCK_BYTES // max(row, 1)))
     even = -(-samples // -(-samples // most))
     return even if even <= batch else -(-even // batch) * batch

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from softcache.beside import classes_of
-from softcache.codecs import AttentionMap, Field, SampledLogits
+from softcache.codecs import AttentionMap, SampledLogits
 from softcache.codecs.fixed import HIGH, LOW
 from softcache.errors import counted
 from softcache.manifest import Receipt, Report
@@ -152,7 +152,7 @@ def report(
     labelled = sum(r.labelled for r in receipts)
     return Report(
         bytes=sum(e.bytes for r in receipts for e in r.files) + bases,
-        bytes_per_row={n: row_bytes(t.fields) for n, t in targets.items()},
+        bytes_per_row={n: t.row_bytes for n, t in targets.items()},
         fidelity={n: _mean_fidelity(receipts, n) for n in targets},
         labelled=labelled,
         teacher_top1=sum(r.teacher_correct for r in receipts) / labelled if labelled else None,
@@ -182,11 +182,6 @@ def _mean_fidelity(receipts: list[Receipt], name: str) -> dict[str, float]:
     sums = [r.fidelity[name] for r in receipts if r.measured]
     keys = [k for k in (sums[0] if sums else ()) if all(k in s for s in sums)]
     return {k: sum(s[k] for s in sums) / measured for k in keys}
-
-
-def row_bytes(fields: Iterable[Field]) -> int:
-    """Bytes of a row before zstd."""
-    return sum(int(np.prod(f.shape)) * np.dtype(f.dtype).itemsize for f in fields)
 
 
 def size(count: float) -> str:
@@ -228,7 +223,7 @@ def tell(cache: Cache) -> str:
                 f". NOTE: these attributions do not add up to the change of the logit they explain ({values[GAP]:.0%} of it "
                 "is off): take those of a later layer"
             )
-        shared = row_bytes(cache.targets[name].shared)
+        shared = sum(field.bytes for field in cache.targets[name].shared)
         size_of = f"{r.bytes_per_row[name]:,} bytes a row" + f", and {shared:,} an image" * bool(shared)
         lines.append(f"  {name} as {cache.targets[name].spec}: {size_of}; {told}")
     for name, figures in r.equivariance.items():

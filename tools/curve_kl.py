@@ -138,8 +138,7 @@ def distortion(cache: sc.Cache, arm: Arm) -> dict[str, Any]:
             for at in (1, 4):
                 log_p = said.log_probs(at)
                 found[f"kl_T{at}"].append((np.exp(log_p) * (log_p - kept.log_probs(at))).sum(axis=1))
-    target = cache.targets[arm.name]
-    size = sum(int(np.prod(f.shape)) * np.dtype(f.dtype).itemsize for f in target.fields)
+    size = cache.targets[arm.name].row_bytes
     means = {key: float(np.concatenate(parts).mean()) for key, parts in found.items() if parts}
     return {"arm": arm.name, "codec": arm.codec, "family": arm.family, "bytes": size} | means
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 
@@ -20,6 +21,11 @@ class Field:
     dtype: str
     shape: tuple[int, ...]
     plain: bool = False
+
+    @property
+    def bytes(self) -> int:
+        """Of one row, before zstd."""
+        return prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
 _FLOATS = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)

@@ -157,6 +157,11 @@ class Target:
         return tuple(replace(f, plain=True) for f in found) if is_plain(self.spec) else found
 
     @property
+    def row_bytes(self) -> int:
+        """Bytes of a row, before zstd; what its image shares with others is not counted."""
+        return sum(field.bytes for field in self.fields)
+
+    @property
     def anchored(self) -> Anchored | None:
         """Its codec, where views of an image share something."""
         return self.codec if isinstance(self.codec, Anchored) else None

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from math import prod
 
 import numpy as np
 
@@ -67,8 +66,7 @@ def choose(cache: Cache, count: int, targets: Iterable[str], views: int, wanted:
     """
     if wanted not in SHUFFLES:
         raise SpecError(f"shuffle={wanted!r}{nearest(str(wanted), SHUFFLES)}: one of {', '.join(SHUFFLES)}")
-    fields = [field for name in targets for field in cache.targets[name].fields]
-    row = sum(prod(field.shape) * np.dtype(field.dtype).itemsize for field in fields)
+    row = sum(cache.targets[name].row_bytes for name in targets)
     row += sum(array.row_bytes for path, array in cache.arrays.items() if path.startswith("view/"))
     if wanted == "global" or (wanted == "auto" and row * count * views <= reader.SLAB_BYTES):
         return None
