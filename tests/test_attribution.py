@@ -8,7 +8,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from softcache.errors import SpecError, TeacherError  # noqa: E402
-from softcache.teachers.attribution import completeness_gap, integrated_gradients, quantile_mask  # noqa: E402
+from softcache.teachers.attribution import completeness_gap, integrated_gradients  # noqa: E402
 from softcache.teachers.explained import explained  # noqa: E402
 
 
@@ -128,15 +128,6 @@ def test_no_change_of_the_answer_is_no_division_by_zero():
     assert not found.any() and not completeness_gap(found, same, h, labels).any()
 
 
-@pytest.mark.parametrize(("quantile", "kept"), [(0.0, 16), (0.25, 12), (0.5, 8), (0.9375, 1)])
-def test_quantile_mask_keeps_the_largest_of_each_row(quantile, kept):
-    attributions = features(3, 4, 4)
-    mask = quantile_mask(attributions, quantile)
-    assert mask.flatten(1).sum(1).tolist() == [kept] * 3 and set(mask.unique().tolist()) <= {0.0, 1.0}
-    for row, on in zip(attributions, mask, strict=True):
-        assert kept == 16 or row[on > 0].min() > row[on == 0].max()
-
-
 def test_bad_input_is_refused():
     model, h = network(), features(4, 3, 3, 3)
     labels = torch.arange(4)
@@ -150,9 +141,6 @@ def test_bad_input_is_refused():
         integrated_gradients(lambda x: x, h, labels)
     with pytest.raises(TeacherError, match="does not depend on these features"):
         integrated_gradients(lambda x: torch.zeros(4, 5), h, labels)
-    for quantile in (-0.1, 1):
-        with pytest.raises(SpecError, match="quantile must be at least 0 and below 1"):
-            quantile_mask(h, quantile)
 
 
 class Crooked(torch.nn.Module):

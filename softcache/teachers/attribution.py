@@ -74,17 +74,6 @@ def completeness_gap(
     return gap / change.abs().where(change != 0, 1)
 
 
-def quantile_mask(attributions: Tensor, quantile: float = 0.5) -> Tensor:
-    """1 where an attribution is at least its row's ``quantile``, else 0: float, as ``attributions`` (B, …).
-
-    0.5 keeps the half of the cells that speaks for the label most. Raises :class:`SpecError` unless 0 ≤ quantile < 1.
-    """
-    if not 0 <= quantile < 1:
-        raise SpecError(f"quantile must be at least 0 and below 1, not {quantile}")
-    rows = attributions.flatten(1)
-    return (rows >= torch.quantile(rows, quantile, dim=1, keepdim=True)).to(rows).view_as(attributions)
-
-
 def _answers(function: Callable[[Tensor], Tensor], features: Tensor, labels: Tensor) -> Tensor:
     """f_y of each row, (B,)."""
     answer = function(features)
