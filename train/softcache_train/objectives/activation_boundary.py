@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from softcache_train.objectives.adapter import Adapter, Shape
-from softcache_train.objectives.checks import check_alike, check_least
+from softcache_train.objectives.checks import check_features, check_least
 from softcache_train.objectives.precision import both, exactly
 
 
@@ -23,14 +23,7 @@ def activation_boundary(student_map: Tensor, teacher_map: Tensor, *, margin: flo
     :class:`MismatchError` when shapes differ, and :class:`SpecError` for a margin that is not above 0.
     """
     check_least("activation_boundary", 0, above=True, margin=margin)
-    check_alike(
-        "activation_boundary",
-        "maps (B, C, H, W) or vectors (B, D)",
-        student_map,
-        teacher_map,
-        (2, 4),
-        ": an adapter joins them",
-    )
+    check_features("activation_boundary", student_map, teacher_map)
     with exactly(student_map):
         student, teacher = both(student_map, teacher_map)
         off = (student + margin).clamp_min(0)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from softcache.errors import MismatchError
 from softcache_train.objectives.adapter import Adapter, Shape
-from softcache_train.objectives.checks import check_alike, check_temperature
+from softcache_train.objectives.checks import check_features, check_temperature
 from softcache_train.objectives.precision import both, exactly
 
 
@@ -25,7 +25,7 @@ def channelwise(student_map: Tensor, teacher_map: Tensor, *, T: float = 1.0) -> 
     :class:`SpecError` unless T is finite and above 0.
     """
     check_temperature(T)
-    check_alike("channelwise", "maps (B, C, H, W)", student_map, teacher_map, (4,), ": an adapter joins them")
+    check_features("channelwise", student_map, teacher_map, vectors=False)
     if student_map[0, 0].numel() < 2:
         raise MismatchError(
             f"channelwise compares the places of a map, and {tuple(student_map.shape)} has one: name an earlier layer"

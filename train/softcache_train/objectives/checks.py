@@ -61,6 +61,12 @@ def check_alike(
         raise MismatchError(f"{who} takes {what} of one shape, not {_told(student, teacher)}{hint}")
 
 
+def check_features(who: str, student: Tensor, teacher: Tensor, *, vectors: bool = True) -> None:
+    """As :func:`check_alike`, of maps (B, C, H, W), or ``vectors`` (B, D), that an adapter may have made alike."""
+    what = "maps (B, C, H, W)" + " or vectors (B, D)" * vectors
+    check_alike(who, what, student, teacher, (2, 4) if vectors else (4,), ": an adapter joins them")
+
+
 def check_made_for(who: str, whose: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
     """Raises :class:`MismatchError` unless the rows of ``tensor`` have as many axes as ``shape``, and as many channels."""
     if tensor.ndim != len(shape) + 1 or tensor.shape[1] != shape[0]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from softcache_train.objectives.adapter import Adapter, Shape
-from softcache_train.objectives.checks import check_alike, check_choice
+from softcache_train.objectives.checks import check_choice, check_features
 from softcache_train.objectives.mask import check_quantile, on_cells
 from softcache_train.objectives.precision import both, exactly
 
@@ -39,14 +39,7 @@ def hint(
     """
     check_choice("hint", "over", over, OVER)
     check_quantile("hint", quantile)
-    check_alike(
-        "hint",
-        "maps (B, C, H, W) or vectors (B, D)",
-        student_map,
-        teacher_map,
-        (2, 4),
-        ": an adapter joins them",
-    )
+    check_features("hint", student_map, teacher_map)
     with exactly(student_map):
         student, teacher = both(student_map, teacher_map)
         squares = (student - teacher).square().mean(dim=1)

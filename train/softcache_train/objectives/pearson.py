@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from softcache.errors import MismatchError
 from softcache_train.objectives.adapter import Adapter, Shape
-from softcache_train.objectives.checks import check_alike
+from softcache_train.objectives.checks import check_features
 from softcache_train.objectives.correlation import standardised
 from softcache_train.objectives.precision import both, exactly
 
@@ -24,14 +24,7 @@ def pearson(student_map: Tensor, teacher_map: Tensor) -> Tensor:
     ``student_map`` and ``teacher_map`` float (B, C, H, W), or (B, D) vectors. At least float32 is computed in. Raises
     :class:`MismatchError` when shapes differ, or nothing varies because there is one value a channel.
     """
-    check_alike(
-        "pearson",
-        "maps (B, C, H, W) or vectors (B, D)",
-        student_map,
-        teacher_map,
-        (2, 4),
-        ": an adapter joins them",
-    )
+    check_features("pearson", student_map, teacher_map)
     if student_map[:, 0].numel() < 2:
         raise MismatchError(
             f"pearson compares what varies in a channel, and of {tuple(student_map.shape)} nothing does: raise global_batch"
