@@ -30,7 +30,7 @@ from softcache_train import students, validation
 from softcache_train.checkpoint import load_student
 from softcache_train.commands import say
 from softcache_train.config import Config
-from softcache_train.loader import normalise
+from softcache_train.cost import cost
 from softcache_train.loop import train
 
 # Of Student's t with so many degrees of freedom, from 1 on: 97.5 % lie below.
@@ -192,24 +192,9 @@ def _teacher(
     return Row("teacher", {0: top1}, None, None, **_cost(model, size), step_ms=None, seconds=None)
 
 
-@torch.inference_mode()
 def _cost(model: nn.Module, size: Sequence[int]) -> dict[str, Any]:
-    """Of a network of (3, h, w) images, on this machine's processor."""
-    height, width = size
-    model.eval()
-    spec = {"mean": [0.5] * 3, "std": [0.5] * 3, "color": "RGB"}
-    image = normalise(torch.zeros(1, height, width, 3, dtype=torch.uint8).numpy(), spec)
-    times = []
-    for _ in range(_TIMED):
-        began = time.perf_counter()
-        model(image)
-        times.append(time.perf_counter() - began)
-    held = [*model.parameters()]
-    return {
-        "megabytes": sum(p.numel() * p.element_size() for p in held) / 1e6,
-        "parameters": sum(p.numel() for p in held),
-        "milliseconds": 1000 * statistics.median(times),
-    }
+    """Of a network of (3, h, w) images."""
+    return asdict(cost(model, torch.zeros(1, 3, *size).expand(_TIMED, -1, -1, -1)))
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

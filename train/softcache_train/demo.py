@@ -28,8 +28,9 @@ from softcache.errors import SpecError
 from softcache.keyed import Permutation
 from softcache_train import students
 from softcache_train.commands import say, softcache
+from softcache_train.cost import cost
 from softcache_train.demo_report import closing, draw, require_matplotlib, table
-from softcache_train.demo_score import THREE, Found, Judge, cost
+from softcache_train.demo_score import THREE, Found, Judge
 from softcache_train.loader import Batch, normalise, stack_views
 from softcache_train.objectives import cross_entropy
 from softcache_train.students.digits import INPUT_SPEC
@@ -39,6 +40,7 @@ TEACHER, STUDENT = "digits_cnn", "digits_mlp"
 RECIPE, VIEWS = "crop(8, pad=1)", 8
 T = 8.0
 BATCH, TEACHER_EPOCHS, EPOCHS, SEEDS = 64, 40, 160, 5
+TIMED = 200  # images
 
 Loss = Callable[[Tensor, Batch], Tensor]
 LOSSES: dict[str, Loss] = {
@@ -135,8 +137,8 @@ def run(out: Path, seeds: int, epochs: int) -> Found:
         hard=scores["hard labels"],
         soft=scores["cache"],
         teacher=judge.of_teacher,
-        student_cost=cost(students.make(STUDENT, 10), test),
-        teacher_cost=cost(teacher, test),
+        student_cost=cost(students.make(STUDENT, 10), judge.test[0][:TIMED]),
+        teacher_cost=cost(teacher, judge.test[0][:TIMED]),
         shown=shown,
         test=np.bincount(test.labels, minlength=10),
         seconds=time.perf_counter() - began,

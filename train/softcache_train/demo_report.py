@@ -13,7 +13,8 @@ from softcache.errors import SpecError
 from softcache.recipe import render
 from softcache.source import Source
 from softcache_train.commands import script
-from softcache_train.demo_score import THREE, Cost, Found, Score
+from softcache_train.cost import Cost
+from softcache_train.demo_score import THREE, Found, Score
 
 GREY, BLUE, ORANGE, INK = "#9aa3ad", "#3a6ea5", "#d9822b", "#333333"
 

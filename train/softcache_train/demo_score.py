@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -16,6 +14,7 @@ from torch import Tensor, nn
 from softcache.cache import Cache
 from softcache.manifest import Report
 from softcache.source import Source
+from softcache_train.cost import Cost
 from softcache_train.loader import normalise
 from softcache_train.students.digits import INPUT_SPEC
 
@@ -35,14 +34,6 @@ class Score:
     shifted_overall: float
     shifted_threes: float
     kl: float
-
-
-@dataclass(frozen=True)
-class Cost:
-    """``megabytes`` of weights; ``milliseconds`` for one image alone, on one thread, the median."""
-
-    megabytes: float
-    milliseconds: float
 
 
 @dataclass(frozen=True)
@@ -164,15 +155,3 @@ def best_shift(logits: Tensor, labels: Tensor) -> float:
     overall = np.array([accuracy(shifted(logits, shift), labels)[0] for shift in shifts])
     best = np.flatnonzero(overall == overall.max())
     return shifts[int(best[len(best) // 2])]
-
-
-def cost(model: nn.Module, source: Source, runs: int = 200) -> Cost:
-    """Measured on the first images of ``source``."""
-    model.eval()
-    times = []
-    for image in whole(source)[0][:runs].split(1):
-        began = time.perf_counter()
-        answer(model, image)
-        times.append(time.perf_counter() - began)
-    size = sum(p.numel() * p.element_size() for p in model.parameters())
-    return Cost(size / 1e6, 1000 * median(times))
