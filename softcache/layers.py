@@ -8,7 +8,7 @@ import numpy as np
 
 from softcache.beside import lead_of
 from softcache.codecs import Fields
-from softcache.codecs.head import CONSTANTS
+from softcache.codecs.head import CONSTANTS, layer
 from softcache.errors import DamageError, TeacherError
 from softcache.targets import Target
 from softcache.teachers import Teacher, constants_of
@@ -39,11 +39,17 @@ def check(
     for name, constants in layers.items():
         target = targets[name]
         try:
-            made = target.codec.decode(target.codec.encode(said[target.tap]) | constants, target.shape)
+            weight, bias = layer(constants, target.shape)
         except DamageError as e:
             raise TeacherError(f"target {name!r}: the teacher's {e}") from None
-        logits = said.get(name, np.zeros(0))
-        fits = isinstance(made, np.ndarray) and logits.shape == made.shape
+        if len(weight) < 2:
+            raise TeacherError(
+                f"target {name!r}: {target.spec!r} is of at least two class logits, and the teacher's last layer makes one: "
+                "keep what goes into that layer as a target of its own, by its module's name"
+            )
+        with np.errstate(over="ignore", invalid="ignore"):
+            made, logits = said[target.tap] @ weight.T + bias, said.get(name, np.zeros(0))
+        fits = logits.shape == made.shape
         if not fits or not np.abs(logits - made).max() <= _OFF * max(np.abs(logits).max(), 1e-6):
             raise TeacherError(
                 f"target {name!r}: the teacher's logits are not what its constants {' and '.join(CONSTANTS)} make of its "

@@ -26,13 +26,23 @@ def labelling(asked: Iterable[Request | Target]) -> bool:
 
 
 def ask(teacher: Teacher, asked: tuple[Request, ...]) -> dict[str, np.ndarray]:
-    """Its answer; boxes anywhere and the first class are given with the picture, where they are needed."""
+    """Its answer; boxes anywhere and the first class are given with the picture, where they are needed.
+
+    Raises :class:`TeacherError` where something that is asked for is not finite.
+    """
     given: dict[str, np.ndarray] = {}
     if probing(asked):
         given["probes"] = probes.points(0, "noise", 0, np.zeros((0, 4)))[None]
     if labelling(asked):
         given["labels"] = np.zeros(1, np.int64)
-    return teacher(_noise(teacher), **given)
+    said = teacher(_noise(teacher), **given)
+    for name in dict.fromkeys(name for one in asked for name in (one.tap, one.name)):
+        if name in said and not np.isfinite(said[name]).all():
+            raise TeacherError(
+                f"the teacher answers a picture of noise with values that are not finite, in {name!r}: do its weights fit, "
+                "or is the precision too low?"
+            )
+    return said
 
 
 def _noise(teacher: Teacher) -> np.ndarray:
@@ -43,14 +53,9 @@ def _noise(teacher: Teacher) -> np.ndarray:
 
 
 def sketch(said: Mapping[str, np.ndarray] | None, asked: tuple[Request, ...]) -> list[float]:
-    """Mean and standard deviation of each answer that a target is made of. :class:`TeacherError` where one is not finite."""
+    """Mean and standard deviation of each answer that a target is made of."""
     taps = dict.fromkeys(r.tap for r in asked)
-    answers = [said[tap].astype(np.float64) for tap in taps if said and tap in said]
-    if not all(np.isfinite(a).all() for a in answers):
-        raise TeacherError(
-            "the teacher answers a picture of noise with values that are not finite: do its weights fit?"
-        )
-    return [x for answer in answers for x in _figures(answer)]
+    return [x for tap in taps if said and tap in said for x in _figures(said[tap])]
 
 
 def _figures(answer: np.ndarray) -> list[float]:

@@ -109,7 +109,7 @@ def _encode(job: Job, batch: Batch, answer: dict[str, np.ndarray]) -> None:
         fields = target.encode(values, objects, beside)
         for f, encoded in fields.items():
             work.rows.setdefault(f"targets/{name}/{f}", []).append(encoded)
-        told = answer[target.said][: batch.rows] if target.layered else values
+        told = _compared(job, target, answer, batch) if target.layered else values
         gap = answer.get(gap_of(target.tap))
         _measure(job, work, name, told, fields | beside, labels, valid, gap, first=batch.start == 0)
 
@@ -151,15 +151,28 @@ def checked(job: Job, name: str, answer: dict[str, np.ndarray], batch: Batch) ->
     largest = np.maximum(flat.max(axis=1), -flat.min(axis=1))  # without a second array: it may be 300 MB
     bad = np.flatnonzero(~(largest <= target.codec.limit))
     if bad.size:
-        id, value = job.source.ids[batch.samples[bad[0]]], largest[bad[0]]
-        what = (
-            "is not finite" if not np.isfinite(value) else f"reaches {value:.4g}, past {target.codec.limit:g}"
-        )
-        raise TeacherError(
-            f"target {name!r} of the image {id!r} {what}: {target.spec!r} cannot hold it. "
-            "Is the precision too low, or the normalisation wrong?"
-        )
+        raise _cannot_hold(job, target, batch, bad[0], largest[bad[0]])
     return values
+
+
+def _compared(job: Job, target: Target, answer: dict[str, np.ndarray], batch: Batch) -> np.ndarray:
+    """The logits that are not kept themselves, but what they are made of: finite of valid rows."""
+    logits = answer[target.said][: batch.rows]
+    bad = np.flatnonzero(batch.valid & ~np.isfinite(logits).all(axis=1))
+    if bad.size:
+        raise _cannot_hold(job, target, batch, bad[0], np.nan)
+    return logits
+
+
+def _cannot_hold(job: Job, target: Target, batch: Batch, row: int, largest: float) -> TeacherError:
+    id = job.source.ids[batch.samples[row]]
+    what = (
+        "is not finite" if not np.isfinite(largest) else f"reaches {largest:.4g}, past {target.codec.limit:g}"
+    )
+    return TeacherError(
+        f"target {target.name!r} of the image {id!r} {what}: {target.spec!r} cannot hold it. "
+        "Is the precision too low, or the normalisation wrong?"
+    )
 
 
 def _refuse_pixels(target: Target, values: np.ndarray) -> None:

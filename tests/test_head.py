@@ -161,6 +161,50 @@ def test_logits_that_no_last_layer_gives_are_refused(source: Path, tmp_path: Pat
     assert not (tmp_path / "c").exists()
 
 
+class One(Small):
+    """Of one class."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = torch.nn.Linear(12, 1)
+
+
+def test_a_teacher_of_one_class_is_refused(source: Path, tmp_path: Path):
+    with pytest.raises(
+        TeacherError, match="at least two class logits, and the teacher's last layer makes one"
+    ):
+        build(tmp_path / "c", source, One(), ignore_labels=True)
+    assert not (tmp_path / "c").exists()
+
+
+class Broken(Small):
+    """From its answer number ``after`` on, what its layer ``where`` gives is multiplied by ``by``."""
+
+    def __init__(self, where: str, by: float, after: int):
+        super().__init__()
+        self.by, self.after, self.answers = by, after, 0
+        self.get_submodule(where).register_forward_hook(self._scale)
+
+    def _scale(self, _module: Any, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        self.answers += 1
+        return output * self.by if self.answers > self.after else output
+
+
+@pytest.mark.parametrize("where", ["inside", "last"])
+@pytest.mark.parametrize("by", [np.nan, np.inf])
+def test_what_is_not_finite_is_called_so(source: Path, tmp_path: Path, where: str, by: float):
+    with pytest.raises(TeacherError, match=r"a picture of noise with values that are not finite, in 'logits"):
+        build(tmp_path / "c", source, Broken(where, by, after=0))
+    assert not (tmp_path / "c").exists()
+    with pytest.raises(TeacherError, match=r"target 'logits' of the image .* is not finite"):
+        build(tmp_path / "c", source, Broken(where, by, after=1))
+
+
+def test_an_embedding_past_halves_is_called_so(source: Path, tmp_path: Path):
+    with pytest.raises(TeacherError, match=r"target 'logits' of the image .* reaches .*e\+.*, past 65504"):
+        build(tmp_path / "c", source, Broken("inside", 1e9, after=0))
+
+
 def test_a_real_networks_logits(shared_data: Path, tmp_path: Path):
     source = sc.Source(shared_data / "cifar10", split="test", limit=96)
     asked: dict[str, Any] = {

@@ -30,7 +30,7 @@ class LastLayer:
     def input_of(self, logits: torch.Tensor | None) -> torch.Tensor:
         """What went into it, ``(B, d)``, of these logits. :class:`TeacherError` where they are not what it gave."""
         ran, self._ran = self._ran, None
-        if ran is None or logits is None or ran[1].ndim != 2 or not torch.equal(ran[2], logits):
+        if ran is None or logits is None or ran[1].ndim != 2 or not _same(ran[2], logits):
             raise TeacherError(
                 f"the logits of the teacher {self._name} are not what its last linear layer makes of one vector an image, "
                 "which head keeps: keep them with full(u8)"
@@ -46,3 +46,8 @@ class LastLayer:
         if bias is None:
             bias = torch.zeros(len(weight))
         return {n: v.detach().float().cpu().numpy() for n, v in ((WEIGHT, weight), (BIAS, bias))}
+
+
+def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Is one the other? What is no number is like itself: who keeps it says so."""
+    return a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
