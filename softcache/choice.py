@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from softcache import chosen as c
-from softcache import codecs, documents, sizes
+from softcache import codecs, documents, inventory, sizes
 from softcache.beginning import begun
+from softcache.cache import Cache
 from softcache.candidates import Candidate, Tried, try_all
 from softcache.commission import Commission, Say
 from softcache.errors import MismatchError, SpecError
@@ -118,6 +119,17 @@ def kept_to(store: Store, asked: Commission) -> None:
             f"codecs were chosen for {store.root}, {known.chosen}, and {here} are asked for: repeat --budget and --max-kl "
             f"to go on with them, or name another folder, or delete {store.path(c.FILE)}"
         )
+
+
+def outgrown(cache: Cache) -> str:
+    """A line for a person where a cache has come to take more than the budget that its codecs were chosen for."""
+    known = cache.manifest and cache.manifest.choice
+    if not known or known.budget is None or (now := inventory.size(cache)) <= known.budget:
+        return ""
+    return (
+        f"NOTE: {cache.path} takes {size(now)} now, and its codecs were chosen for a budget of {size(known.budget)}: "
+        "nothing that is added is counted in that"
+    )
 
 
 def decide(asked: Commission, wanted: Limits) -> tuple[Tried, Chosen]:

@@ -16,6 +16,7 @@ from softcache import cache as caches
 from softcache import canary
 from softcache.builder import complete
 from softcache.cache import Cache
+from softcache.choice import outgrown
 from softcache.commission import check_numbers, in_order, open_source, teller
 from softcache.errors import MismatchError, NotBuilt, SpecError
 from softcache.job import check, prepare
@@ -156,7 +157,10 @@ def extend(
         first=added.first,
         named=added.name,
     )
-    return complete(job, stated, rank, world, workers, progress)
+    grown = complete(job, stated, rank, world, workers, progress)
+    if note := outgrown(grown):
+        say(note)
+    return grown
 
 
 @dataclass(frozen=True)

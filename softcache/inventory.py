@@ -53,6 +53,11 @@ def files(cache: Cache) -> Iterator[File]:
         yield File(name, m.Entry(sha256=spec.digest(data), bytes=len(data)), content=data)
 
 
+def size(cache: Cache) -> int:
+    """Bytes of all files. Raises as :func:`files`."""
+    return sum(file.entry.bytes for file in files(cache)) + (cache.store.size(m.MANIFEST) or 0)
+
+
 def of_part(cache: Cache, number: int, table: np.ndarray | None = None) -> Iterator[File]:
     """Those of one part; without those of its blocks where the ``table`` is lost. Raises as :func:`files`."""
     part, sealed = cache.parts[number], cache.sealed[number]

@@ -19,7 +19,7 @@ import pytest
 from test_plan import written
 
 import softcache as sc
-from softcache import choice, cli, sizes
+from softcache import choice, cli, inventory, measure, sizes
 from softcache.card import markdown
 from softcache.choice import Limits, choose
 from softcache.chosen import FILE, Choice
@@ -218,6 +218,22 @@ def test_a_build_keeps_its_choice_and_the_reasons(tmp_path: Path, capsys):
     assert all(line in markdown(cache) for line in made.why)
     assert cli.main(["show", "--json", str(out)]) == 0
     assert json.loads(capsys.readouterr().out)["choice"]["chosen"] == made.chosen
+
+
+def test_an_extension_that_passes_the_budget_says_so(tmp_path: Path, capsys):
+    same: dict[str, Any] = {"source": ToyImages(40), "teacher": toy_teacher()}
+    cache = sc.build(tmp_path / "c", **same, budget="25kB", **QUIET)
+    assert inventory.size(cache) == written(cache.path) < 25_000
+    sc.extend(cache.path, **same, targets={"vector": "f16"})
+    assert written(cache.path) < 25_000 and "budget" not in capsys.readouterr().err
+    sc.extend(cache.path, **same, targets={"map": "f16"})
+    told = (
+        f"takes {measure.size(written(cache.path))} now, and its codecs were chosen for a budget of 25.0 kB"
+    )
+    assert f"NOTE: {cache.path} {told}" in capsys.readouterr().err
+    plain = sc.build(tmp_path / "plain", **same, **QUIET)
+    sc.extend(plain.path, **same, targets={"map": "f16"})
+    assert "budget" not in capsys.readouterr().err
 
 
 def test_a_fidelity_is_had_by_the_rows_that_are_read(tmp_path: Path):
