@@ -67,6 +67,11 @@ class Pulled(Model):
         both = {name: _larger(self.blocks.get(name, []), other.blocks.get(name, [])) for name in names}
         return other.model_copy(update={"blocks": both})
 
+    @property
+    def targets(self) -> list[str]:
+        """Those of which something is here."""
+        return [name for name, counts in self.blocks.items() if any(counts) and name != VIEWS]
+
     def least(self, targets: Iterable[str]) -> int:
         """Of how many of the first blocks all is here of those of these targets that were pulled at all, in the first view
         that has all of them: a later pull adds to it, and takes nothing away."""
@@ -104,8 +109,7 @@ class Pulled(Model):
         """What fetches a target in a view; with no target, what goes on with an interrupted pull."""
         words = ["softcache", "pull", self.remote, self.tag, "-o", str(folder)]
         if target is not None:
-            here = [name for name, counts in self.blocks.items() if any(counts) and name != VIEWS]
-            words += ["--targets", ",".join(here if target == VIEWS else [target])]
+            words += ["--targets", ",".join(self.targets if target == VIEWS else [target])]
         views = self.blocks.get(VIEWS, [])
         if view is not None and not all(views):
             words += ["--views", f"{view}:{view + 1}"]
@@ -179,7 +183,13 @@ class Some(Files):
 def missing(store: Store, pulled: Pulled, target: str, view: int, shard: int) -> NotPulled:
     """The refusal of a shard that is not here."""
     what = "the views" if target == VIEWS else f"the target {target!r}"
+    here = pulled.targets
+    others = (
+        f"; say targets={here} to read what is here, or fetch it"
+        if here and target not in (VIEWS, *here)
+        else ""
+    )
     return NotPulled(
-        f"block {shard} of view {view} of {what} was not pulled into {store.root}: "
+        f"block {shard} of view {view} of {what} was not pulled into {store.root}{others}: "
         f"{pulled.command(store.root, target, view)}"
     )

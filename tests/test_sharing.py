@@ -317,6 +317,7 @@ def test_every_way_to_read_what_was_not_pulled_names_the_command_that_fetches_it
         views = "" if view == 0 and target == "logits" else f" --views {view}:{view + 1}"
         command = f"softcache pull {shared} v1 -o '{out}' --targets {target}{views}"
         assert str(e.value).endswith(command), (target, view, e.value)
+        assert ("say targets=['logits'] to read what is here" in str(e.value)) == (target != "logits")
     assert len(next(iter(st.Loader(cache, source, global_batch=4, targets="logits")))) == 4
     assert sc.with_targets(source, cache, targets="logits")[0]["view"] == 0
 
