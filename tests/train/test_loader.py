@@ -219,6 +219,7 @@ def test_options_that_do_not_fit(cache, source):
     ("options", "told"),
     [
         ({"workers": -1}, "workers=-1: it is a whole number, at least 0"),
+        ({"processes": "yes"}, "processes='yes': True or False"),
         ({"workers": True}, "workers=True"),
         ({"global_batch": 0}, "global_batch=0: it is a whole number, at least 1"),
         ({"global_batch": 2.5}, "global_batch=2.5"),

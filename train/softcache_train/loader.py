@@ -148,6 +148,8 @@ class Loader:
         warp_threshold: float = THRESHOLD,
     ):
         check_counts(global_batch, workers, rank, world)
+        if not isinstance(processes, bool):
+            raise SpecError(f"processes={processes!r}: True or False")
         self.input_spec = input_spec or cache.identity["teacher"]["input_spec"]
         self.size = rendered(self.input_spec["size"] if size is None else size)
         self.pairing = pairing or canary.pair(cache, source)
