@@ -20,7 +20,8 @@ from softcache_train.targets import Hard, OfLogits, Sampled, Sparse
 def kd(student_logits: Tensor, target: Target, T: float = 4.0) -> Tensor:  # noqa: N803
     """T²/B · Σᵢ KL(p_t(T) ‖ p_s(T)), a scalar, with p(T) = softmax(z/T) (Hinton §2).
 
-    The factor T² keeps the size of the gradients, which scale as 1/T² (§2.1).
+    The factor T² keeps the size of the gradients, which scale as 1/T² (§2.1). Almost 0 may come out a little below 0, by
+    rounding: a clamp would take its gradient away.
 
     From what ``topk`` or ``packed`` kept, with K the kept classes and P = 1 − Σ_K p the mass of the others, in closed form:
     Σ_K p_t log(p_t/p_s) + P_t log(P_t/P_s), the others being one bucket; or with ``tail=spread``
