@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from formulas import BY_FORMULA, check_computed_in_float32, coded, draw
 from softcache_train.objectives import (
     attention,
     gradient_attention,
@@ -17,11 +18,9 @@ from softcache_train.objectives import (
 from softcache_train.targets import to_tensors
 from torch import nn
 
-from softcache import codecs
 from softcache.codecs.strength import StrengthMap
 from softcache.errors import MismatchError, SpecError
 
-BY_FORMULA = {"rel": 1e-9, "abs": 1e-12}
 MASK = torch.rand(3, 4, 4, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
 LOSSES = {
     "attention": attention,
@@ -33,11 +32,6 @@ LOSSES = {
     "gradient_attention normalised": lambda s, t: gradient_attention(s, t, normalised=True),
 }
 SCALE_FREE = set(LOSSES) - {"gradient_attention"}
-
-
-def maps(*shape, seed=0, scale=1.0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64) * scale
 
 
 def random_case(seed):
@@ -159,12 +153,11 @@ def test_gradient_attention_by_hand():
 @pytest.mark.parametrize("p", [1, 2, 4])
 def test_a_cached_map_of_attention_is_as_good_as_features(p):
     """Exactly where nothing is rounded, to a thousandth from the halves of the cache."""
-    student, teacher = maps(3, 5, 8, 8, seed=1).float(), maps(3, 7, 8, 8, seed=2).float() * 30
+    student, teacher = draw(3, 5, 8, 8, seed=1).float(), draw(3, 7, 8, 8, seed=2).float() * 30
     expected = attention(student, teacher, p=p)
     whole = teacher.abs().pow(p).mean(dim=1)
     torch.testing.assert_close(attention(student, whole, p=p), expected)
-    codec = codecs.parse(f"strength({p})").codec
-    cached = codec.decode(codec.encode(teacher.numpy()), teacher.shape[1:])
+    cached = coded(teacher, f"strength({p})")
     assert isinstance(cached, StrengthMap)
     found = attention(student, to_tensors(cached).values, p=p)
     assert found.item() == pytest.approx(expected.item(), rel=1e-3)
@@ -176,8 +169,8 @@ def test_a_cached_map_of_attention_is_as_good_as_features(p):
 
 def test_the_student_is_averaged_after_the_power():
     """pool(F²), not pool(F)²: of two places with opposite signs the mean is 0 and the strength is not."""
-    student = maps(2, 3, 8, 8, seed=1)
-    teacher = maps(2, 5, 4, 4, seed=2)
+    student = draw(2, 3, 8, 8, seed=1)
+    teacher = draw(2, 5, 4, 4, seed=2)
     a = student.square().mean(dim=1)
     pooled = torch.stack([a[..., i::2, j::2] for i in (0, 1) for j in (0, 1)]).mean(0)
     torch.testing.assert_close(attention(student, teacher), attention(pooled.sqrt()[:, None], teacher))
@@ -186,8 +179,8 @@ def test_the_student_is_averaged_after_the_power():
 
 
 def test_a_smaller_student_is_interpolated():
-    assert attention(maps(2, 3, 4, 4), maps(2, 5, 8, 8)).isfinite()
-    assert levels(maps(2, 3, 4, 4), maps(2, 5, 8, 8), level="low").isfinite()
+    assert attention(draw(2, 3, 4, 4), draw(2, 5, 8, 8)).isfinite()
+    assert levels(draw(2, 3, 4, 4), draw(2, 5, 8, 8), level="low").isfinite()
 
 
 # -- invariances ---------------------------------------------------------------------------------------
@@ -195,7 +188,7 @@ def test_a_smaller_student_is_interpolated():
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_equality_is_zero_and_most_are_blind_to_scale(name):
-    student, teacher = maps(3, 3, 4, 4, seed=1), maps(3, 3, 4, 4, seed=2)
+    student, teacher = draw(3, 3, 4, 4, seed=1), draw(3, 3, 4, 4, seed=2)
     assert LOSSES[name](teacher, teacher).item() == pytest.approx(0, abs=1e-9)
     scale = torch.tensor([0.01, 3.0, 1e4])[:, None, None, None]
     if name in SCALE_FREE:
@@ -209,7 +202,7 @@ def test_equality_is_zero_and_most_are_blind_to_scale(name):
 
 
 def test_a_mask_of_ones_is_attention_and_of_zeros_is_nothing():
-    student, teacher = maps(3, 5, 4, 4, seed=1), maps(3, 7, 4, 4, seed=2)
+    student, teacher = draw(3, 5, 4, 4, seed=1), draw(3, 7, 4, 4, seed=2)
     torch.testing.assert_close(
         masked_attention(student, teacher, mask=torch.ones(3, 1, 4, 4)), 16 * attention(student, teacher)
     )
@@ -218,10 +211,10 @@ def test_a_mask_of_ones_is_attention_and_of_zeros_is_nothing():
 
 @pytest.mark.parametrize(("quantile", "kept"), [(0.0, 16), (0.5, 8), (0.75, 4)])
 def test_a_mask_from_attributions_by_quantile(quantile, kept):
-    attributions = maps(3, 4, 4, seed=3)
+    attributions = draw(3, 4, 4, seed=3)
     order = attributions.flatten(1).argsort(dim=1, descending=True)
     mask = torch.zeros(3, 16).scatter(1, order[:, :kept], 1.0).view(3, 4, 4)
-    student, teacher = maps(3, 5, 4, 4, seed=1), maps(3, 7, 4, 4, seed=2)
+    student, teacher = draw(3, 5, 4, 4, seed=1), draw(3, 7, 4, 4, seed=2)
     torch.testing.assert_close(
         masked_attention(student, teacher, mask=attributions, quantile=quantile),
         masked_attention(student, teacher, mask=mask),
@@ -229,8 +222,8 @@ def test_a_mask_from_attributions_by_quantile(quantile, kept):
 
 
 def test_attention_by_position_does_not_mind_the_number_of_channels_nor_their_order():
-    student, teacher = maps(2, 4, 3, 3, seed=1), maps(2, 6, 3, 3, seed=2)
-    turned, _ = torch.linalg.qr(maps(6, 6, seed=3))
+    student, teacher = draw(2, 4, 3, 3, seed=1), draw(2, 6, 3, 3, seed=2)
+    turned, _ = torch.linalg.qr(draw(6, 6, seed=3))
     rotated = torch.einsum("dc,bchw->bdhw", turned, teacher)
     torch.testing.assert_close(levels(student, rotated, level="low"), levels(student, teacher, level="low"))
 
@@ -244,7 +237,7 @@ def tiny(seed=0):
 
 
 def test_the_student_s_gradient_is_that_of_each_row_s_own_loss():
-    student, images, labels = tiny(), maps(3, 3, 4, 4).requires_grad_(), torch.tensor([0, 4, 2])
+    student, images, labels = tiny(), draw(3, 3, 4, 4).requires_grad_(), torch.tensor([0, 4, 2])
     found = input_gradient(student(images), images, labels)
     step = 1e-6
     for i, c, y, x in [(0, 0, 0, 0), (1, 2, 3, 1), (2, 1, 2, 2)]:
@@ -261,11 +254,11 @@ def test_the_student_s_gradient_is_that_of_each_row_s_own_loss():
 def test_double_backward_trains_the_student(normalised):
     """gradcheck with respect to the weights, through the gradient of the images."""
     student, labels = tiny(), torch.tensor([0, 4])
-    teacher = maps(2, 3, 4, 4, seed=2)
+    teacher = draw(2, 3, 4, 4, seed=2)
     names = [n for n, _ in student.named_parameters()]
 
     def of(*weights):
-        images = maps(2, 3, 4, 4, seed=1).requires_grad_()
+        images = draw(2, 3, 4, 4, seed=1).requires_grad_()
         logits = torch.func.functional_call(student, dict(zip(names, weights, strict=True)), (images,))
         return gradient_attention(input_gradient(logits, images, labels), teacher, normalised=normalised)
 
@@ -274,7 +267,7 @@ def test_double_backward_trains_the_student(normalised):
 
 
 def test_a_student_with_its_teacher_s_gradient_has_nothing_to_learn():
-    student, images, labels = tiny(), maps(2, 3, 4, 4), torch.tensor([1, 3])
+    student, images, labels = tiny(), draw(2, 3, 4, 4), torch.tensor([1, 3])
     theirs = input_gradient(student(images.requires_grad_()), images, labels).detach()
     loss = gradient_attention(input_gradient(student(images), images, labels), theirs)
     loss.backward()
@@ -282,13 +275,13 @@ def test_a_student_with_its_teacher_s_gradient_has_nothing_to_learn():
 
 
 def test_a_row_of_unknown_label_has_no_gradient():
-    images = maps(2, 3, 4, 4).requires_grad_()
+    images = draw(2, 3, 4, 4).requires_grad_()
     found = input_gradient(tiny()(images), images, torch.tensor([1, -1]))
     assert found[0].any() and not found[1].any()
 
 
 def test_images_that_ask_for_no_gradient_are_refused():
-    student, images, labels = tiny(), maps(2, 3, 4, 4), torch.tensor([1, 3])
+    student, images, labels = tiny(), draw(2, 3, 4, 4), torch.tensor([1, 3])
     with pytest.raises(SpecError, match=r"call images.requires_grad_\(\) before the student"):
         input_gradient(student(images), images, labels)
     logits = student(images)
@@ -303,27 +296,21 @@ def test_images_that_ask_for_no_gradient_are_refused():
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_gradcheck(name):
-    teacher = maps(3, 3, 4, 4, seed=1)
+    teacher = draw(3, 3, 4, 4, seed=1)
     assert torch.autograd.gradcheck(
-        lambda x: LOSSES[name](x, teacher), maps(3, 3, 4, 4, seed=2).requires_grad_()
+        lambda x: LOSSES[name](x, teacher), draw(3, 3, 4, 4, seed=2).requires_grad_()
     )
 
 
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_taken_and_computed_in_float32_under_autocast_too(name, dtype):
-    student, teacher = maps(3, 3, 4, 4, seed=1).to(dtype).requires_grad_(), maps(3, 3, 4, 4, seed=2).to(dtype)
-    expected = LOSSES[name](student.detach().float(), teacher.float())
-    with torch.autocast("cpu", torch.bfloat16):
-        found = LOSSES[name](student, teacher)
-    found.backward()
-    assert found.dtype == torch.float32 and torch.equal(found, expected)
-    assert student.grad.dtype == dtype and student.grad.isfinite().all()
+    check_computed_in_float32(LOSSES[name], draw(3, 3, 4, 4, seed=1), draw(3, 3, 4, 4, seed=2), dtype)
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_no_gradient_flows_into_the_teacher_and_zeros_break_nothing(name):
-    teacher = maps(3, 3, 4, 4, seed=1).requires_grad_()
+    teacher = draw(3, 3, 4, 4, seed=1).requires_grad_()
     student = torch.zeros(3, 3, 4, 4, dtype=torch.float64, requires_grad=True)
     loss = LOSSES[name](student, teacher)
     loss.backward()
@@ -334,7 +321,7 @@ def test_no_gradient_flows_into_the_teacher_and_zeros_break_nothing(name):
 
 
 def test_what_does_not_fit_is_refused_by_name():
-    x = maps(3, 3, 4, 4)
+    x = draw(3, 3, 4, 4)
     for name in ("attention", "masked_attention", "levels", "gradient_attention"):
         for other in (x[:2], x[:, 0, 0], x.long()):
             with pytest.raises(MismatchError, match=rf"^{name} (takes|learns)"):
@@ -354,7 +341,7 @@ def test_what_does_not_fit_is_refused_by_name():
 
 
 def test_options_out_of_range_are_refused():
-    x = maps(3, 3, 4, 4)
+    x = draw(3, 3, 4, 4)
     for p in (0.5, -1, math.nan, "2"):
         with pytest.raises(SpecError, match="p must be finite and at least 1"):
             attention(x, x, p=p)

@@ -9,14 +9,10 @@ import sys
 import numpy as np
 import pytest
 import torch
+from formulas import draw
 from softcache_train.objectives import CRD
 
 from softcache.errors import MismatchError, SpecError
-
-
-def draw(*shape, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
 def made(samples=9, widths=(5, 7), seed=0, **options):

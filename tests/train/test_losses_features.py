@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from formulas import BY_FORMULA, check_computed_in_float32, coded, draw
 from softcache_train.objectives import (
     ActivationBoundary,
     Channelwise,
@@ -26,7 +27,6 @@ from softcache import codecs
 from softcache.errors import MismatchError, SpecError
 from softcache.targets.feature_map import FeatureMap
 
-BY_FORMULA = {"rel": 1e-9, "abs": 1e-12}
 STATELESS = {
     "hint": hint,
     "pearson": pearson,
@@ -40,11 +40,6 @@ LEARNED = {
     "activation_boundary": ActivationBoundary,
 }
 LEARNED["vid"] = Vid
-
-
-def maps(*shape, seed=0, scale=1.0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64) * scale
 
 
 def random_case(seed):
@@ -181,7 +176,7 @@ def test_vid_by_hand():
 
 def test_vid_is_least_where_the_spread_is_that_of_what_it_cannot_know():
     """Of a student that says zeros: σ² = mean t², and nothing pulls at it there."""
-    teacher = maps(64, 1, 4, 4, seed=3, scale=3.0)
+    teacher = draw(64, 1, 4, 4, seed=3, scale=3.0)
     wanted = teacher.square().mean().item()
     for variance, slope in ((wanted / 2, -1), (wanted, 0), (wanted * 2, 1)):
         loss = Vid((2, 4, 4), (1, 4, 4), variance=variance).double()
@@ -193,7 +188,7 @@ def test_vid_is_least_where_the_spread_is_that_of_what_it_cannot_know():
 
 
 def test_pearson_is_blind_to_scale_and_offset_of_channels():
-    student, teacher = maps(3, 4, 5, 5, seed=1), maps(3, 4, 5, 5, seed=2)
+    student, teacher = draw(3, 4, 5, 5, seed=1), draw(3, 4, 5, 5, seed=2)
     scale, offset = torch.tensor([1e-3, 2.0, 1e4, 7.0]), torch.tensor([5.0, -3.0, 0.0, 1e3])
     moved = teacher * scale[:, None, None] + offset[:, None, None]
     torch.testing.assert_close(pearson(student, moved), pearson(student, teacher))
@@ -202,14 +197,14 @@ def test_pearson_is_blind_to_scale_and_offset_of_channels():
 
 def test_pearson_measures_a_channel_over_the_batch_not_a_row():
     """A row's own scale counts: PKD standardises a channel over the batch."""
-    student, teacher = maps(3, 4, 5, 5, seed=1), maps(3, 4, 5, 5, seed=2)
+    student, teacher = draw(3, 4, 5, 5, seed=1), draw(3, 4, 5, 5, seed=2)
     moved = teacher * torch.tensor([1.0, 2.0, 3.0])[:, None, None, None]
     assert pearson(student, moved).item() != pytest.approx(pearson(student, teacher).item(), abs=1e-3)
 
 
 def test_channelwise_is_blind_to_shifts_of_channels_and_has_its_limit():
-    student, teacher = maps(3, 4, 5, 5, seed=1), maps(3, 4, 5, 5, seed=2)
-    shift = maps(3, 4, 1, 1, seed=3, scale=9.0)
+    student, teacher = draw(3, 4, 5, 5, seed=1), draw(3, 4, 5, 5, seed=2)
+    shift = draw(3, 4, 1, 1, seed=3, scale=9.0)
     torch.testing.assert_close(channelwise(student + shift, teacher), channelwise(student, teacher))
     hot = channelwise(student, teacher, T=1e4)
     torch.testing.assert_close(
@@ -219,12 +214,12 @@ def test_channelwise_is_blind_to_shifts_of_channels_and_has_its_limit():
 
 @pytest.mark.parametrize("name", ["hint", "pearson", "channelwise"])
 def test_equality_is_zero(name):
-    teacher = maps(3, 4, 5, 5)
+    teacher = draw(3, 4, 5, 5)
     assert STATELESS[name](teacher, teacher).item() == pytest.approx(0, abs=1e-12)
 
 
 def test_the_order_of_places_does_not_matter():
-    student, teacher, order = maps(3, 4, 5, 5, seed=1), maps(3, 4, 5, 5, seed=2), torch.randperm(25)
+    student, teacher, order = draw(3, 4, 5, 5, seed=1), draw(3, 4, 5, 5, seed=2), torch.randperm(25)
     mixed = [x.flatten(2)[:, :, order].reshape(x.shape) for x in (student, teacher)]
     for loss in STATELESS.values():
         torch.testing.assert_close(loss(*mixed), loss(student, teacher))
@@ -232,12 +227,12 @@ def test_the_order_of_places_does_not_matter():
 
 @pytest.mark.parametrize("over", ["cells", "mask", "rows"])
 def test_a_mask_of_ones_is_no_mask_and_what_is_masked_does_not_matter(over):
-    student, teacher = maps(3, 4, 6, 6, seed=1), maps(3, 4, 6, 6, seed=2)
+    student, teacher = draw(3, 4, 6, 6, seed=1), draw(3, 4, 6, 6, seed=2)
     ones = torch.ones(3, 6, 6)
     torch.testing.assert_close(
         hint(student, teacher, mask=ones, over=over), hint(student, teacher, over=over)
     )
-    mask = (maps(3, 6, 6, seed=4) > 0).double()
+    mask = (draw(3, 6, 6, seed=4) > 0).double()
     broken = torch.where(mask[:, None] > 0, student, 1e6)
     torch.testing.assert_close(
         hint(broken, teacher, mask=mask, over=over), hint(student, teacher, mask=mask, over=over)
@@ -256,15 +251,15 @@ def test_over_mask_is_a_mean_whatever_the_mask_s_size_or_scale():
 
 
 def test_an_empty_mask_teaches_nothing_and_breaks_nothing():
-    student = maps(2, 3, 4, 4).requires_grad_()
-    loss = hint(student, maps(2, 3, 4, 4, seed=1), mask=torch.zeros(2, 4, 4), over="mask")
+    student = draw(2, 3, 4, 4).requires_grad_()
+    loss = hint(student, draw(2, 3, 4, 4, seed=1), mask=torch.zeros(2, 4, 4), over="mask")
     loss.backward()
     assert loss.item() == 0 and not student.grad.any()
 
 
 def test_a_finer_mask_is_averaged_over_areas():
     """A cutout of a quarter of the pixels, of cells of 4 × 4 pixels."""
-    student, teacher = maps(1, 3, 2, 2, seed=1), maps(1, 3, 2, 2, seed=2)
+    student, teacher = draw(1, 3, 2, 2, seed=1), draw(1, 3, 2, 2, seed=2)
     pixels = torch.ones(1, 8, 8)
     pixels[:, :4, :2] = 0
     cells = torch.tensor([[[0.5, 1.0], [1.0, 1.0]]])
@@ -275,13 +270,11 @@ def test_a_finer_mask_is_averaged_over_areas():
 
 
 def test_activation_boundary_of_packed_signs_is_the_same_to_the_last_bit():
-    teacher = maps(5, 3, 7, 7, seed=1).float()
+    teacher = draw(5, 3, 7, 7, seed=1).float()
     teacher[0, 0, 0] = torch.tensor([0.0, -0.0, 1e-30, -1e-30, 3.0, -3.0, 0.0])
-    codec = codecs.parse("sign").codec
-    values = teacher.numpy()
-    signs = to_tensors(FeatureMap(codec.decode(codec.encode(values), values.shape[1:]))).values
+    signs = to_tensors(FeatureMap(coded(teacher, "sign"))).values
     for dtype in (torch.float32, torch.bfloat16):
-        ours, theirs = (maps(5, 3, 7, 7, seed=2).to(dtype).requires_grad_() for _ in range(2))
+        ours, theirs = (draw(5, 3, 7, 7, seed=2).to(dtype).requires_grad_() for _ in range(2))
         found, expected = activation_boundary(ours, signs), activation_boundary(theirs, teacher)
         assert torch.equal(found, expected)
         found.backward()
@@ -290,11 +283,11 @@ def test_activation_boundary_of_packed_signs_is_the_same_to_the_last_bit():
 
 
 def test_pearson_from_int8_is_that_of_values_not_of_codes():
-    teacher = maps(6, 4, 5, 5, seed=1).float() * torch.logspace(-2, 2, 6)[:, None, None, None]
+    teacher = draw(6, 4, 5, 5, seed=1).float() * torch.logspace(-2, 2, 6)[:, None, None, None]
     codec = codecs.parse("int8").codec
     fields = codec.encode(teacher.numpy())
     decoded = torch.from_numpy(codec.decode(fields, (4, 5, 5)))
-    student = teacher + maps(6, 4, 5, 5, seed=2).float() * 5
+    student = teacher + draw(6, 4, 5, 5, seed=2).float() * 5
     expected = pearson(student, teacher).item()
     assert pearson(student, decoded).item() == pytest.approx(expected, rel=0.01)
     codes = torch.from_numpy(fields["value"]).float()  # each row on a scale of its own
@@ -326,7 +319,7 @@ def test_an_adapter_gives_the_teacher_s_shape(ours, theirs, options, learned):
 
 def test_an_adapter_resamples_the_student_and_the_teacher_stays():
     """6 × 6 to 3 × 3 by areas of four, 3 × 3 to 6 × 6 bilinearly."""
-    x = maps(2, 3, 6, 6)
+    x = draw(2, 3, 6, 6)
     small = torch.stack([x[..., i::2, j::2] for i in (0, 1) for j in (0, 1)]).mean(0)
     torch.testing.assert_close(Adapter((3, 6, 6), (3, 3, 3))(x), small)
     torch.testing.assert_close(resample(x, (3, 3)), small)
@@ -340,8 +333,8 @@ def test_an_adapter_resamples_the_student_and_the_teacher_stays():
 @pytest.mark.parametrize("theirs", [(5, 4, 4), (3, 4, 4), (3, 2, 2), (5, 8, 8)])
 def test_learned_losses_move_the_student_and_what_they_learn(name, theirs):
     loss = LEARNED[name]((3, 4, 4), theirs)
-    student = maps(6, 3, 4, 4, seed=1).float().requires_grad_()
-    teacher = maps(6, *theirs, seed=2).float().requires_grad_()
+    student = draw(6, 3, 4, 4, seed=1).float().requires_grad_()
+    teacher = draw(6, *theirs, seed=2).float().requires_grad_()
     value = loss(student, teacher)
     value.backward()
     assert value.ndim == 0 and value.isfinite() and student.grad.any() and teacher.grad is None
@@ -354,11 +347,11 @@ def test_learned_losses_move_the_student_and_what_they_learn(name, theirs):
 @pytest.mark.parametrize("name", ["hint", "pearson", "activation_boundary", "vid"])
 def test_learned_losses_take_vectors(name):
     loss = LEARNED[name]((3,), (5,))
-    assert loss(maps(6, 3).float(), maps(6, 5, seed=1).float()).isfinite()
+    assert loss(draw(6, 3).float(), draw(6, 5, seed=1).float()).isfinite()
 
 
 def test_a_regressor_that_is_right_leaves_nothing_to_learn():
-    student, join = maps(8, 3, 4, 4, seed=1), maps(5, 3, seed=2)
+    student, join = draw(8, 3, 4, 4, seed=1), draw(5, 3, seed=2)
     teacher = torch.einsum("dc,bchw->bdhw", join, student) + 2
     loss = Hint((3, 4, 4), (5, 4, 4)).double()
     with torch.no_grad():
@@ -368,7 +361,7 @@ def test_a_regressor_that_is_right_leaves_nothing_to_learn():
 
 
 def test_hint_hands_its_mask_and_options_on():
-    student, teacher, mask = maps(2, 3, 4, 4), maps(2, 3, 4, 4, seed=1), torch.rand(2, 4, 4)
+    student, teacher, mask = draw(2, 3, 4, 4), draw(2, 3, 4, 4, seed=1), torch.rand(2, 4, 4)
     for over in ("cells", "mask", "rows"):
         for quantile in (None, 0.25):
             loss = Hint((3, 4, 4), (3, 4, 4), adapter="none", over=over, quantile=quantile)
@@ -379,10 +372,10 @@ def test_hint_hands_its_mask_and_options_on():
 @pytest.mark.parametrize(("quantile", "kept"), [(0.0, 16), (0.5, 8), (0.75, 4)])
 def test_a_mask_from_attributions_by_quantile(quantile, kept):
     """Of each image those cells that speak for the label most, however negative; finer ones are averaged first."""
-    attributions = maps(2, 4, 4, seed=3) - 9
+    attributions = draw(2, 4, 4, seed=3) - 9
     order = attributions.flatten(1).argsort(dim=1, descending=True)
     mask = torch.zeros(2, 16).scatter(1, order[:, :kept], 1.0).view(2, 4, 4)
-    student, teacher = maps(2, 3, 4, 4), maps(2, 3, 4, 4, seed=1)
+    student, teacher = draw(2, 3, 4, 4), draw(2, 3, 4, 4, seed=1)
     expected = hint(student, teacher, mask=mask)
     torch.testing.assert_close(hint(student, teacher, mask=attributions, quantile=quantile), expected)
     finer = attributions.repeat_interleave(2, 1).repeat_interleave(2, 2)[:, None]
@@ -394,30 +387,30 @@ def test_a_mask_from_attributions_by_quantile(quantile, kept):
 
 @pytest.mark.parametrize("name", STATELESS)
 def test_gradcheck(name):
-    teacher = maps(2, 3, 3, 3, seed=1)
+    teacher = draw(2, 3, 3, 3, seed=1)
     assert torch.autograd.gradcheck(
-        lambda x: STATELESS[name](x, teacher), maps(2, 3, 3, 3, seed=2).requires_grad_()
+        lambda x: STATELESS[name](x, teacher), draw(2, 3, 3, 3, seed=2).requires_grad_()
     )
 
 
 @pytest.mark.parametrize("over", ["cells", "mask", "rows"])
 def test_gradcheck_of_a_masked_hint(over):
-    teacher, mask = maps(2, 3, 3, 3, seed=1), torch.rand(2, 3, 3, dtype=torch.float64)
+    teacher, mask = draw(2, 3, 3, 3, seed=1), torch.rand(2, 3, 3, dtype=torch.float64)
     assert torch.autograd.gradcheck(
-        lambda x: hint(x, teacher, mask=mask, over=over), maps(2, 3, 3, 3, seed=2).requires_grad_()
+        lambda x: hint(x, teacher, mask=mask, over=over), draw(2, 3, 3, 3, seed=2).requires_grad_()
     )
 
 
 @pytest.mark.parametrize("name", LEARNED)
 def test_gradcheck_of_student_and_adapter(name):
     loss = LEARNED[name]((2, 4, 4), (3, 2, 2)).double()
-    teacher, values = maps(3, 3, 2, 2, seed=1), [p.detach().clone() for p in loss.parameters()]
+    teacher, values = draw(3, 3, 2, 2, seed=1), [p.detach().clone() for p in loss.parameters()]
     names = [n for n, _ in loss.named_parameters()]
 
     def of(student, *parameters):
         return torch.func.functional_call(loss, dict(zip(names, parameters, strict=True)), (student, teacher))
 
-    inputs = [maps(3, 2, 4, 4, seed=2), *values]
+    inputs = [draw(3, 2, 4, 4, seed=2), *values]
     loss.eval()  # running statistics of a batch norm would count the calls
     assert torch.autograd.gradcheck(of, [x.requires_grad_() for x in inputs])
 
@@ -425,19 +418,13 @@ def test_gradcheck_of_student_and_adapter(name):
 @pytest.mark.parametrize("name", STATELESS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_taken_and_computed_in_float32_under_autocast_too(name, dtype):
-    student, teacher = maps(3, 4, 5, 5, seed=1).to(dtype).requires_grad_(), maps(3, 4, 5, 5, seed=2).to(dtype)
-    expected = STATELESS[name](student.detach().float(), teacher.float())
-    with torch.autocast("cpu", torch.bfloat16):
-        found = STATELESS[name](student, teacher)
-    found.backward()
-    assert found.dtype == torch.float32 and torch.equal(found, expected)
-    assert student.grad.dtype == dtype and student.grad.isfinite().all()
+    check_computed_in_float32(STATELESS[name], draw(3, 4, 5, 5, seed=1), draw(3, 4, 5, 5, seed=2), dtype)
 
 
 @pytest.mark.parametrize("name", LEARNED)
 def test_adapters_compute_in_float32_under_autocast_too(name):
     loss = LEARNED[name]((3, 4, 4), (5, 2, 2))
-    student, teacher = maps(6, 3, 4, 4).bfloat16(), maps(6, 5, 2, 2, seed=1).half()
+    student, teacher = draw(6, 3, 4, 4).bfloat16(), draw(6, 5, 2, 2, seed=1).half()
     expected = loss(student.float(), teacher.float())
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(loss(student, teacher), expected)
@@ -446,7 +433,7 @@ def test_adapters_compute_in_float32_under_autocast_too(name):
 def test_constant_features_are_finite_and_so_are_their_gradients():
     for loss in STATELESS.values():
         student = torch.full((3, 4, 5, 5), 2.0, requires_grad=True)
-        value = loss(student, maps(3, 4, 5, 5).float())
+        value = loss(student, draw(3, 4, 5, 5).float())
         value.backward()
         assert value.isfinite() and student.grad.isfinite().all()
 
@@ -459,11 +446,11 @@ def test_what_does_not_fit_is_refused_by_name(name):
     loss = STATELESS[name]
     for other in ((2, 3, 4, 5), (2, 5, 4, 4), (1, 3, 4, 4)):
         with pytest.raises(MismatchError, match=rf"{name} takes .*\(2, 3, 4, 4\) and the teacher's "):
-            loss(maps(2, 3, 4, 4), maps(*other))
+            loss(draw(2, 3, 4, 4), draw(*other))
     with pytest.raises(MismatchError, match=f"{name} learns from .* the teacher's is a torch.int64 tensor"):
-        loss(maps(2, 3, 4, 4), torch.zeros(2, 3, 4, 4, dtype=torch.int64))
+        loss(draw(2, 3, 4, 4), torch.zeros(2, 3, 4, 4, dtype=torch.int64))
     with pytest.raises(MismatchError, match=f"{name} learns from .* the teacher's is a ndarray"):
-        loss(maps(2, 3, 4, 4), maps(2, 3, 4, 4).numpy())
+        loss(draw(2, 3, 4, 4), draw(2, 3, 4, 4).numpy())
 
 
 def test_shapes_that_no_adapter_joins_are_refused():
@@ -474,28 +461,28 @@ def test_shapes_that_no_adapter_joins_are_refused():
     with pytest.raises(MismatchError, match=r"maps \(C, h, w\) and vectors"):
         Vid((4, 3), (4, 3))
     with pytest.raises(MismatchError, match=r"made for the student's \(4, 3, 3\), and is given \(5, 3, 3\)"):
-        Hint((4, 3, 3), (4, 3, 3))(maps(2, 5, 3, 3), maps(2, 4, 3, 3))
+        Hint((4, 3, 3), (4, 3, 3))(draw(2, 5, 3, 3), draw(2, 4, 3, 3))
     with pytest.raises(MismatchError, match=r"vid was made for the teacher's \(4, 3, 3\)"):
-        Vid((4, 3, 3), (4, 3, 3))(maps(2, 4, 3, 3), maps(2, 5, 3, 3))
+        Vid((4, 3, 3), (4, 3, 3))(draw(2, 4, 3, 3), draw(2, 5, 3, 3))
 
 
 def test_masks_that_do_not_fit_are_refused():
-    x = maps(2, 3, 4, 4)
+    x = draw(2, 3, 4, 4)
     for mask in (torch.ones(1, 4, 4), torch.ones(2, 3, 4, 4), torch.ones(4, 4)):
         with pytest.raises(MismatchError, match=r"hint takes a mask \(B, h, w\)"):
             hint(x, x, mask=mask)
     with pytest.raises(
         MismatchError, match=r"values below 0, as attributions have: quantile: 0.5 makes a mask"
     ):
-        hint(x, x, mask=maps(2, 4, 4))
+        hint(x, x, mask=draw(2, 4, 4))
     with pytest.raises(MismatchError, match="at least as fine as its maps"):
         hint(x, x, mask=torch.ones(2, 2, 8))
     with pytest.raises(MismatchError, match=r"for maps \(B, C, H, W\)"):
-        hint(maps(2, 3), maps(2, 3), mask=torch.ones(2, 4, 4))
+        hint(draw(2, 3), draw(2, 3), mask=torch.ones(2, 4, 4))
 
 
 def test_options_out_of_range_are_refused():
-    x = maps(2, 3, 4, 4)
+    x = draw(2, 3, 4, 4)
     for margin in (0, -1.0, math.nan, math.inf, "1"):
         with pytest.raises(SpecError, match="margin must be finite and above 0"):
             activation_boundary(x, x, margin=margin)
@@ -519,6 +506,6 @@ def test_options_out_of_range_are_refused():
 
 def test_what_cannot_vary_is_refused():
     with pytest.raises(MismatchError, match="raise global_batch"):
-        pearson(maps(1, 5), maps(1, 5))
+        pearson(draw(1, 5), draw(1, 5))
     with pytest.raises(MismatchError, match="has one: name an earlier layer"):
-        channelwise(maps(3, 5, 1, 1), maps(3, 5, 1, 1))
+        channelwise(draw(3, 5, 1, 1), draw(3, 5, 1, 1))

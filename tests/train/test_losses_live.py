@@ -7,19 +7,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from formulas import draw, softmax
 from softcache_train.objectives import cross_entropy, kd, mutual, own_exits
 
 from softcache.errors import MismatchError, SpecError
-
-
-def draw(*shape, seed=0, scale=1.0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64) * scale
-
-
-def softmax(z):
-    e = np.exp(z - z.max(axis=1, keepdims=True))
-    return e / e.sum(axis=1, keepdims=True)
 
 
 def divergence(p, q):

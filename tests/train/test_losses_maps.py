@@ -5,14 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from formulas import check_computed_in_float32, draw
 from softcache_train.objectives import fsp, gram, nst
 
 from softcache.errors import MismatchError
-
-
-def draw(*shape, seed=0, scale=1.0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64) * scale
 
 
 def matrices(first, second):
@@ -157,17 +153,7 @@ def test_it_is_zero_at_equality_and_a_mean_over_the_batch(loss):
 @each
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_half_precision_and_autocast_change_no_number(loss, dtype):
-    student, teacher = draw(3, 8, 4, 4).to(dtype), draw(3, 8, 4, 4, seed=1).float()
-    exact = student.float().clone().requires_grad_()
-    expected = loss(exact, teacher)
-    expected.backward()
-    for autocast in (False, True):
-        given = student.clone().requires_grad_()
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            found = loss(given, teacher)
-        found.backward()
-        assert found.dtype == torch.float32 and torch.equal(found, expected)
-        torch.testing.assert_close(given.grad, exact.grad.to(dtype))
+    check_computed_in_float32(loss, draw(3, 8, 4, 4), draw(3, 8, 4, 4, seed=1), dtype)
 
 
 @each

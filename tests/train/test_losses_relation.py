@@ -8,14 +8,10 @@ import sys
 import numpy as np
 import pytest
 import torch
+from formulas import check_computed_in_float32, draw
 from softcache_train.objectives import InfoNCE, cc, rkd
 
 from softcache.errors import MismatchError, SpecError
-
-
-def draw(*shape, seed=0, scale=1.0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64) * scale
 
 
 def huber(a, b):
@@ -288,17 +284,7 @@ def test_the_order_of_the_batch_does_not_matter(loss):
 @each
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_half_precision_and_autocast_change_no_number(loss, dtype):
-    student, teacher = draw(6, 32).to(dtype), draw(6, 32, seed=1).float()
-    exact = student.float().clone().requires_grad_()
-    expected = loss(exact, teacher)
-    expected.backward()
-    for autocast in (False, True):
-        given = student.clone().requires_grad_()
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            found = loss(given, teacher)
-        found.backward()
-        assert found.dtype == torch.float32 and torch.equal(found, expected)
-        assert torch.equal(given.grad, exact.grad.to(dtype))
+    check_computed_in_float32(loss, draw(6, 32), draw(6, 32, seed=1), dtype)
 
 
 @each

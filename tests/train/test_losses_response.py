@@ -5,30 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from formulas import BY_FORMULA, check_computed_in_float32, coded, logits, softmax
 from softcache_train.objectives import cross_entropy, dist, dkd, hard, kd, logits_mse, probs_mse
 from softcache_train.targets import Dense, Hard, to_tensors
 
-from softcache import codecs
 from softcache.errors import MismatchError, SpecError
 from softcache.targets import Items, Layout
-
-BY_FORMULA = {"rel": 1e-9, "abs": 1e-12}
-
-
-def logits(*shape, seed=0, scale=3.0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64) * scale
-
-
-def softmax(z):
-    e = np.exp(z - z.max())
-    return e / e.sum()
-
-
-def kept(teacher: torch.Tensor, text: str):
-    codec = codecs.parse(text).codec
-    values = teacher.float().numpy()
-    return codec.decode(codec.encode(values), values.shape[1:])
 
 
 def random_case(seed):
@@ -267,14 +249,10 @@ def test_gradcheck(name):
 @pytest.mark.parametrize("name", losses())
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_taken_and_computed_in_float32_under_autocast_too(name, dtype):
-    loss = losses()[name]
-    student, teacher = logits(4, 6, seed=1).to(dtype).requires_grad_(), logits(4, 6, seed=2).to(dtype)
-    expected = loss(student.detach().float(), teacher.float())
-    with torch.autocast("cpu", torch.bfloat16):
-        found = loss(student, Dense(teacher))
-    found.backward()
-    assert found.dtype == torch.float32 and torch.equal(found, expected)
-    assert student.grad.dtype == dtype and student.grad.isfinite().all()
+    def loss(student, teacher):
+        return losses()[name](student, Dense(teacher))
+
+    check_computed_in_float32(loss, logits(4, 6, seed=1), logits(4, 6, seed=2), dtype)
 
 
 @pytest.mark.parametrize("name", losses())
@@ -291,7 +269,7 @@ def test_no_gradient_flows_into_the_teacher(name):
 def test_hard_from_what_codecs_kept_is_that_of_whole_logits(text):
     student, teacher = logits(16, 20, seed=1), logits(16, 20, seed=2)
     expected = hard(student, teacher)
-    torch.testing.assert_close(hard(student, to_tensors(kept(teacher, text))), expected)
+    torch.testing.assert_close(hard(student, to_tensors(coded(teacher, text))), expected)
     torch.testing.assert_close(expected, cross_entropy(student, teacher.argmax(1)))
 
 
@@ -312,7 +290,7 @@ def squares_of_row(student, kept, T, spread):  # noqa: N803
 def test_probs_mse_from_what_was_kept(text, tail, T):  # noqa: N803
     student = logits(12, 10, seed=1)
     teacher = logits(12, 10, seed=2) * torch.linspace(0.2, 6, 12)[:, None]
-    rows = kept(teacher, text.format(tail))
+    rows = coded(teacher, text.format(tail))
     expected = np.mean(
         [squares_of_row(z, rows[i], T, tail == "spread") for i, z in enumerate(student.numpy())]
     )
@@ -322,7 +300,7 @@ def test_probs_mse_from_what_was_kept(text, tail, T):  # noqa: N803
 
 @pytest.mark.parametrize("tail", ["bucket", "spread"])
 def test_probs_mse_gradient_from_what_was_kept(tail):
-    target = to_tensors(kept(logits(3, 7, seed=4), f"packed(12, tail={tail})"))
+    target = to_tensors(coded(logits(3, 7, seed=4), f"packed(12, tail={tail})"))
     assert torch.autograd.gradcheck(
         lambda z: probs_mse(z, target, T=3.0), logits(3, 7, seed=3).requires_grad_()
     )
@@ -331,7 +309,7 @@ def test_probs_mse_gradient_from_what_was_kept(tail):
 def test_probs_mse_with_nothing_left_out_is_that_of_whole_logits():
     student, teacher = logits(6, 5, seed=1), logits(6, 5, seed=2)
     for tail in ("bucket", "spread"):
-        sparse = to_tensors(kept(teacher, f"topk(4, tail={tail})"))
+        sparse = to_tensors(coded(teacher, f"topk(4, tail={tail})"))
         torch.testing.assert_close(
             probs_mse(student, sparse, T=2.0), probs_mse(student, teacher, T=2.0), rtol=1e-3, atol=1e-5
         )
@@ -340,7 +318,7 @@ def test_probs_mse_with_nothing_left_out_is_that_of_whole_logits():
 def test_probs_mse_from_draws_has_the_right_gradient_on_average():
     teacher, student = logits(1, 6, seed=1, scale=1.0), logits(1, 6, seed=2).requires_grad_()
     (expected,) = torch.autograd.grad(probs_mse(student, teacher), student)
-    target = to_tensors(kept(teacher.repeat(200, 1) + torch.arange(200)[:, None] * 1e-3, "sample(5)"))
+    target = to_tensors(coded(teacher.repeat(200, 1) + torch.arange(200)[:, None] * 1e-3, "sample(5)"))
     many = student.detach().repeat(200, 1).requires_grad_()
     (found,) = torch.autograd.grad(probs_mse(many, target), many)
     torch.testing.assert_close(found.sum(0), expected[0], atol=0.02, rtol=0.05)
@@ -352,12 +330,12 @@ def test_probs_mse_from_hard_labels_is_that_of_a_sure_teacher():
     student, teacher = logits(6, 5, seed=1), logits(6, 5, seed=2)
     sure = torch.where(torch.nn.functional.one_hot(teacher.argmax(1), 5) > 0, 1e4, 0.0).double()
     torch.testing.assert_close(
-        probs_mse(student, to_tensors(kept(teacher, "argmax"))), probs_mse(student, sure)
+        probs_mse(student, to_tensors(coded(teacher, "argmax"))), probs_mse(student, sure)
     )
 
 
 def test_a_data_loader_s_batch_is_the_same():
-    decoded = kept(logits(6, 20, seed=6), "topk(4, tail=spread)")
+    decoded = coded(logits(6, 20, seed=6), "topk(4, tail=spread)")
     collated = torch.utils.data.default_collate([decoded[i].arrays() for i in range(6)])
     student = logits(6, 20)
     for loss in (hard, probs_mse):
@@ -373,12 +351,12 @@ def test_a_data_loader_s_batch_is_the_same():
 )
 def test_who_needs_whole_logits_says_so(name, text, told):
     with pytest.raises(MismatchError, match=rf"{name} needs whole logits.*{told}.*full\(u8\) or full\(f16\)"):
-        losses()[name](logits(4, 6), to_tensors(kept(logits(4, 6), text)))
+        losses()[name](logits(4, 6), to_tensors(coded(logits(4, 6), text)))
 
 
 def test_hard_refuses_draws():
     with pytest.raises(MismatchError, match="sample kept draws: cache it with argmax"):
-        hard(logits(4, 6), to_tensors(kept(logits(4, 6), "sample(3)")))
+        hard(logits(4, 6), to_tensors(coded(logits(4, 6), "sample(3)")))
 
 
 @pytest.mark.parametrize("name", losses())

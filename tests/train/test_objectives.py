@@ -5,22 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from formulas import coded, logits, softmax
 from softcache_train.objectives import cross_entropy, kd
 from softcache_train.targets import Dense, to_tensors
 
 from softcache import codecs
 from softcache.errors import MismatchError, SpecError
 from softcache.targets import Items, Layout
-
-
-def softmax(z):
-    e = np.exp(z - z.max(axis=1, keepdims=True))
-    return e / e.sum(axis=1, keepdims=True)
-
-
-def logits(*shape, seed=0, scale=3.0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64) * scale
 
 
 @pytest.mark.parametrize("T", [0.5, 1.0, 4.0, 20.0])
@@ -133,12 +124,6 @@ def test_cross_entropy_refuses_what_does_not_fit():
 # -- from what topk kept -------------------------------------------------------------------------------
 
 
-def sparse(teacher: torch.Tensor, text: str):
-    codec = codecs.parse(text).codec
-    values = teacher.float().numpy()
-    return codec.decode(codec.encode(values), values.shape[1:])
-
-
 def bucket_kl(student: torch.Tensor, teacher: torch.Tensor, k: int, T: float) -> torch.Tensor:  # noqa: N803
     """Dense, from the teacher's own logits: its k largest classes, and all others as one."""
     index = teacher.argsort(dim=1, descending=True, stable=True)
@@ -163,7 +148,7 @@ def test_sparse_kd_is_the_dense_formula_and_so_is_its_gradient(tail, dense, T, c
     """Also between the stored temperatures, where the tail is interpolated."""
     teacher = logits(16, classes, seed=2)
     ours, reference = (logits(16, classes, seed=1).requires_grad_() for _ in range(2))
-    loss = kd(ours, to_tensors(sparse(teacher, f"topk({k}, tail={tail})")), T)
+    loss = kd(ours, to_tensors(coded(teacher, f"topk({k}, tail={tail})")), T)
     expected = dense(reference, teacher, k, T)
     assert loss.item() == pytest.approx(expected.item(), rel=0.02, abs=1e-3)
     loss.backward()
@@ -187,7 +172,7 @@ def of_row(student: torch.Tensor, kept, T: float, spread: bool) -> torch.Tensor:
 @pytest.mark.parametrize(("classes", "size"), [(1000, 44), (10, 12), (2, 12)])
 def test_kd_of_rows_that_keep_different_numbers_of_classes(tail, T, classes, size):  # noqa: N803
     teacher = logits(16, classes, seed=2) * torch.linspace(0.2, 8, 16)[:, None]
-    kept = sparse(teacher, f"packed({size}, tail={tail})")
+    kept = coded(teacher, f"packed({size}, tail={tail})")
     assert classes == 2 or len(set((kept.value > -np.inf).sum(1).tolist())) > 1
     ours, reference = (logits(16, classes, seed=1).requires_grad_() for _ in range(2))
     loss = kd(ours, to_tensors(kept), T)
@@ -237,7 +222,7 @@ def test_anchored_kd_refuses_other_temperatures_and_numbers_of_classes():
 
 @pytest.mark.parametrize("tail", ["bucket", "spread"])
 def test_sparse_kd_gradcheck(tail):
-    target = to_tensors(sparse(logits(3, 7, seed=4), f"topk(2, tail={tail})"))
+    target = to_tensors(coded(logits(3, 7, seed=4), f"topk(2, tail={tail})"))
     assert torch.autograd.gradcheck(lambda z: kd(z, target, 3.0), logits(3, 7, seed=3).requires_grad_())
 
 
@@ -245,14 +230,14 @@ def test_sparse_kd_of_the_teacher_itself_is_nothing():
     """The bucket has no opinion on what is in it: its gradient is zero at equality, too."""
     teacher = logits(8, 100, seed=5)
     student = (teacher + 3).requires_grad_()
-    loss = kd(student, to_tensors(sparse(teacher, "topk(5)")), 4.0)
+    loss = kd(student, to_tensors(coded(teacher, "topk(5)")), 4.0)
     loss.backward()
     assert abs(loss.item()) < 1e-6
     assert student.grad.abs().max() < 1e-4
 
 
 def test_sparse_kd_from_a_data_loader_is_the_same():
-    decoded = sparse(logits(6, 20, seed=6), "topk(4, tail=spread, at=(0.1, 1, 4))")
+    decoded = coded(logits(6, 20, seed=6), "topk(4, tail=spread, at=(0.1, 1, 4))")
     collated = torch.utils.data.default_collate([decoded[i].arrays() for i in range(6)])
     student = logits(6, 20)
     for T in (0.1, 4.0):  # noqa: N806
@@ -261,22 +246,22 @@ def test_sparse_kd_from_a_data_loader_is_the_same():
 
 def test_sparse_kd_takes_extreme_logits():
     teacher = torch.tensor([[3e4, 0.0, -3e4, 1.0]])
-    loss = kd(torch.zeros(1, 4), to_tensors(sparse(teacher, "topk(1)")), 1.0)
+    loss = kd(torch.zeros(1, 4), to_tensors(coded(teacher, "topk(1)")), 1.0)
     assert loss.item() == pytest.approx(np.log(4))
     far = torch.tensor([[-6e4, 6e4, 6e4, 6e4]], requires_grad=True)
-    kd(far, to_tensors(sparse(teacher, "topk(1)")), 1.0).backward()
+    kd(far, to_tensors(coded(teacher, "topk(1)")), 1.0).backward()
     assert far.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("T", [0.5, 8.5, 100])
 def test_sparse_kd_outside_the_stored_temperatures_is_refused(T):  # noqa: N803
     with pytest.raises(SpecError, match="outside the 1 to 8"):
-        kd(logits(2, 5), to_tensors(sparse(logits(2, 5), "topk(2)")), T)
+        kd(logits(2, 5), to_tensors(coded(logits(2, 5), "topk(2)")), T)
 
 
 def test_kd_from_hard_labels_is_cross_entropy_whatever_the_temperature():
     teacher, student = logits(6, 5, seed=7), logits(6, 5)
-    hard = to_tensors(sparse(teacher, "argmax"))
+    hard = to_tensors(coded(teacher, "argmax"))
     expected = cross_entropy(student, teacher.argmax(1))
     for T in (1.0, 4.0):  # noqa: N806
         torch.testing.assert_close(kd(student, hard, T), expected)
@@ -300,7 +285,7 @@ def loss_and_gradient(objective, z, *args):
 )
 def test_autocast_changes_no_number_of_kd(text, T, dtype):  # noqa: N803
     teacher = logits(16, 1000, seed=2).float()
-    kept = anchored(teacher) if text == "anchored" else text and sparse(teacher, text)
+    kept = anchored(teacher) if text == "anchored" else text and coded(teacher, text)
     target = Dense(teacher) if text is None else to_tensors(kept)
     student = logits(16, 1000, seed=1).to(dtype)
     expected = loss_and_gradient(kd, student, target, T)
@@ -326,7 +311,7 @@ def test_autocast_changes_no_number_of_cross_entropy(dtype, mixed):
 
 @pytest.mark.parametrize("other", ["topk(4, at=(1, 2, 4, 16))", "topk(4, tail=spread)"])
 def test_kd_refuses_a_batch_of_rows_kept_in_different_ways(other):
-    one, two = (sparse(logits(3, 20, seed=6), text) for text in ("topk(4)", other))
+    one, two = (coded(logits(3, 20, seed=6), text) for text in ("topk(4)", other))
     collated = torch.utils.data.default_collate([d[i].arrays() for d in (one, two) for i in range(3)])
     with pytest.raises(MismatchError, match="topk kept the rows of this batch in different ways"):
         kd(logits(6, 20), collated, 2.0)
@@ -335,6 +320,6 @@ def test_kd_refuses_a_batch_of_rows_kept_in_different_ways(other):
 @pytest.mark.parametrize("text", ["topk(2)", "argmax"])
 def test_kd_refuses_kept_classes_of_another_number(text):
     with pytest.raises(MismatchError, match=r"\(2, 9\) and \(2, 5\)"):
-        kd(logits(2, 9), to_tensors(sparse(logits(2, 5), text)))
+        kd(logits(2, 9), to_tensors(coded(logits(2, 5), text)))
     with pytest.raises(MismatchError):
-        kd(logits(3, 5), to_tensors(sparse(logits(2, 5), text)))
+        kd(logits(3, 5), to_tensors(coded(logits(2, 5), text)))
