@@ -26,7 +26,7 @@ TARGETS = {
     "layer3.attribution": "f16",
 }
 FULL, QUICK = (
-    Scale(images=2000, views=2, epochs=12),
+    Scale(images=2000, views=2, epochs=8),
     Scale(images=128, views=1, epochs=2, seeds=2, held_out=200),
 )
 CELLS = 16 * 16

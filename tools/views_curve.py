@@ -4,7 +4,7 @@
     python tools/views_curve.py --data ../shared/data --out runs/quick --quick        # that it works
 
 Epochs show every image once: of a cache of one view (``views: 1``) the same pixels with the same targets every time, of five
-each view in turn. Each number of epochs has its own schedule. 0.1 CE + 0.9 KD at T = 4.
+each view in turn. Each number of epochs has its own schedule. 0.1 CE + 0.9 KD at T = 4; the student sees 16 × 16 pixels.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from paired import CE, KD, Bench, Scale, differences, main, table
+from paired import CE, HALF, KD, Bench, Scale, differences, main, table
 
 FULL, QUICK = (
     Scale(images=2000, views=5, epochs=10),
@@ -28,7 +28,7 @@ def work(bench: Bench) -> tuple[str, dict[str, Any]]:
         return f"{views} view{'s' * (views > 1)}, {epochs} epochs"
 
     arms = {
-        name(views, epochs): (cache, {"objectives": [CE, KD], "views": views, "epochs": epochs})
+        name(views, epochs): (cache, {**HALF, "objectives": [CE, KD], "views": views, "epochs": epochs})
         for views in (1, scale.views)
         for epochs in (short, long)
     }
