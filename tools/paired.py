@@ -128,7 +128,7 @@ class Bench:
 def small(num_classes: int) -> nn.Module:
     """ResNet-8 that sees half as many pixels a side: four times faster to train."""
     network = students.resnet8(num_classes)
-    network.input_spec = network.input_spec | {"size": [16, 16]}
+    network.input_spec = network.input_spec | {"size": [16, 16]}  # pyright: ignore[reportAttributeAccessIssue]
     return network
 
 
