@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 import toys
 from softcache_train import students, validation
 from softcache_train.cli import main
+from softcache_train.cost import cost, cost_of_exit
 from softcache_train.loader import normalise
 
 SPEC = {"mean": [0.5] * 3, "std": [0.25] * 3, "color": "RGB"}
@@ -69,3 +71,46 @@ def test_the_log_the_history_and_the_result_tell_of_every_exit(asked, tmp_path, 
     assert main(asked) == 0  # a finished run says it again
     _, exits, *_ = capsys.readouterr().out.splitlines()
     assert exits.startswith(f"exit 1 {result['exits'][0]:.2%}, exit 2")
+
+
+def test_up_to_an_exit_a_student_costs_what_runs(monkeypatch):
+    model, ran = students.make("resnet8_exits", 7), []
+
+    def parameters(*names):
+        return sum(p.numel() for name in names for p in model.get_submodule(name).parameters())
+
+    stem = ("conv1", "bn1", "layer1")
+    every = (*stem, "exit1", "layer2", "exit2", "layer3", "linear")
+    of_exits = [(*stem, "exit1"), (*stem, "layer2", "exit2"), (*stem, "layer2", "layer3", "linear")]
+    for name in every:
+        model.get_submodule(name).register_forward_hook(lambda *_, name=name: ran.append(name))
+    images = torch.zeros(1, 3, 32, 32).expand(3, -1, -1, -1)
+    for number, names in enumerate(of_exits, start=1):
+        found = cost_of_exit(model, number, images)
+        assert (found.parameters, found.megabytes) == (parameters(*names), 4 * parameters(*names) / 1e6)
+        assert set(ran) == set(names) and found.milliseconds > 0 and not model.training
+        ran.clear()
+    assert cost(model, images).parameters == parameters(*every)
+
+    ticks = iter([0, 5, 10, 11, 20, 22])  # three images, of 5, 1 and 2 seconds
+    monkeypatch.setattr(time, "perf_counter", lambda: next(ticks))
+    assert cost_of_exit(model, 1, images).milliseconds == 2000
+
+
+def test_compare_has_a_row_for_each_exit(asked, tmp_path, capsys):
+    config, *where = asked
+    (tmp_path / "labels.yaml").write_text((tmp_path / "own.yaml").read_text().replace("[own_exits]", "[ce]"))
+    assert main(["compare", str(tmp_path / "labels.yaml"), config, *where, "--seeds", "2", "--json"]) == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    parts = ["", ", exit 1", ", exit 2", ", exit 3", ", ensemble"]
+    assert [*rows] == [name + part for name in ("labels", "own") for part in parts]
+    assert rows["own"]["top1"] == rows["own, exit 3"]["top1"]
+    assert (
+        rows["own, ensemble"]["parameters"] == rows["own"]["parameters"] > rows["own, exit 3"]["parameters"]
+    )
+    for i, name in enumerate(("own, exit 1", "own, exit 2", "own, exit 3", "own, ensemble")):
+        for seed, top1 in rows[name]["top1"].items():
+            run = json.loads((tmp_path / "out" / "own" / seed / "checkpoint.json").read_text())["history"][-1]
+            assert top1 == [*run["exits"], run["ensemble"]][i]
+        gains = [100 * (rows[name]["top1"][s] - rows["labels"]["top1"][s]) for s in "01"]
+        assert rows[name]["gain"] == pytest.approx(sum(gains) / 2) and rows[name]["milliseconds"] > 0

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from softcache import canary
 from softcache.cache import Cache
@@ -30,7 +30,7 @@ from softcache_train import students, validation
 from softcache_train.checkpoint import load_student
 from softcache_train.commands import say
 from softcache_train.config import Config
-from softcache_train.cost import cost
+from softcache_train.cost import Cost, cost, cost_of_exit
 from softcache_train.loop import train
 
 # Of Student's t with so many degrees of freedom, from 1 on: 97.5 % lie below.
@@ -56,9 +56,9 @@ _TIMED = 50  # forward passes
 
 @dataclass(frozen=True)
 class Row:
-    """A config, or the teacher. ``top1`` in 0…1 by seed; ``gain`` over the first config in points, and ``half`` the width
-    of its 95 % interval, None of fewer than two seeds; ``step_ms`` and ``seconds`` of training are means over seeds, None
-    where they were not measured; ``milliseconds`` for one image alone, the median."""
+    """A config, one of its student's exits, or the teacher. ``top1`` in 0…1 by seed; ``gain`` over the first config in
+    points, and ``half`` the width of its 95 % interval, None of fewer than two seeds; ``step_ms`` and ``seconds`` of
+    training are means over seeds, None where they were not measured; ``milliseconds`` for one image alone, the median."""
 
     name: str
     top1: dict[int, float]
@@ -108,7 +108,8 @@ def run(
             seed = config.seed + number
             found[name].append((seed, _trained(name, config, seed, cache, source, out, val_source)))
     first = next(iter(configs))
-    rows = [_row(name, found[name], found[first] if name != first else None, cache) for name in configs]
+    base = [one["top1"] for _, one in found[first]]
+    rows = [row for name in configs for row in _rows(name, found[name], base if name != first else None)]
     if teacher is not None:
         config = configs[first]
         rows.append(_teacher(*teacher, config, cache, source, val_source))
@@ -141,27 +142,40 @@ def _seconds(folder: Path, spent: float) -> float | None:
     return json.loads(note.read_text())
 
 
+def _rows(
+    name: str, found: Sequence[tuple[int, Mapping[str, Any]]], base: Sequence[float] | None
+) -> list[Row]:
+    """A config's; of a student with exits, then one for each of them, and for the mean of their logits."""
+    student, seeds = load_student(found[0][1]["out"]), [seed for seed, _ in found]
+    images = _images(student.input_spec["size"])  # pyright: ignore[reportArgumentType, reportIndexIssue]
+    whole = cost(student, images)
+    times = {key: _mean(one[key] for _, one in found) for key in ("step_ms", "seconds")}
+    rows = [_row(name, seeds, [one["top1"] for _, one in found], base, whole, **times)]
+    if not all(one["exits"] for _, one in found):
+        return rows
+    for number, tops in enumerate(zip(*(one["exits"] for _, one in found), strict=True), start=1):
+        rows.append(_row(f"{name}, exit {number}", seeds, tops, base, cost_of_exit(student, number, images)))
+    return [*rows, _row(f"{name}, ensemble", seeds, [one["ensemble"] for _, one in found], base, whole)]
+
+
 def _row(
     name: str,
-    found: Sequence[tuple[int, Mapping[str, Any]]],
-    base: Sequence[tuple[int, Mapping[str, Any]]] | None,
-    cache: Cache,
+    seeds: Sequence[int],
+    top1: Sequence[float],
+    base: Sequence[float] | None,
+    costs: Cost,
+    step_ms: float | None = None,
+    seconds: float | None = None,
 ) -> Row:
-    gain, half = None, None
-    if base is not None:
-        gains = [
-            100 * (own["top1"] - other["top1"]) for (_, own), (_, other) in zip(found, base, strict=True)
-        ]
-        gain, half = statistics.mean(gains), interval(gains)
-    student = load_student(found[0][1]["out"])
+    gains = None if base is None else [100 * (own - other) for own, other in zip(top1, base, strict=True)]
     return Row(
         name=name,
-        top1={seed: one["top1"] for seed, one in found},
-        gain=gain,
-        half=half,
-        **_cost(student, student.input_spec["size"]),  # pyright: ignore[reportArgumentType, reportIndexIssue]
-        step_ms=_mean(one["step_ms"] for _, one in found),
-        seconds=_mean(one["seconds"] for _, one in found),
+        top1=dict(zip(seeds, top1, strict=True)),
+        gain=None if gains is None else statistics.mean(gains),
+        half=None if gains is None else interval(gains),
+        **asdict(costs),
+        step_ms=step_ms,
+        seconds=seconds,
     )
 
 
@@ -189,12 +203,12 @@ def _teacher(
     )
     top1 = validation.accuracy(model, held, spec, torch.device("cpu"))
     assert top1 is not None
-    return Row("teacher", {0: top1}, None, None, **_cost(model, size), step_ms=None, seconds=None)
+    return _row("teacher", [0], [top1], None, cost(model, _images(size)))
 
 
-def _cost(model: nn.Module, size: Sequence[int]) -> dict[str, Any]:
-    """Of a network of (3, h, w) images."""
-    return asdict(cost(model, torch.zeros(1, 3, *size).expand(_TIMED, -1, -1, -1)))
+def _images(size: Sequence[int]) -> Tensor:
+    """What networks are timed on."""
+    return torch.zeros(1, 3, *size).expand(_TIMED, -1, -1, -1)
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
