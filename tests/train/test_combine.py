@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from formulas import softmax
 from softcache_train import config as configs
 from softcache_train import loop, terms
 from softcache_train.taps import Seen
@@ -37,11 +38,6 @@ def loss_of(name, **options):
     term = terms.Term(asked, None, {}, (1, 1, 1))  # pyright: ignore[reportArgumentType]
     logits = torch.tensor(STUDENT, requires_grad=True)
     return term(Seen(Batch.images, logits), Batch()).item()  # pyright: ignore[reportArgumentType]
-
-
-def softmax(z):
-    e = np.exp(z - z.max(axis=-1, keepdims=True))
-    return e / e.sum(axis=-1, keepdims=True)
 
 
 def mean(T):  # noqa: N803

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import toys
+from formulas import softmax
 from safetensors.torch import load_file
 from softcache_train import Loader, terms, train
 from softcache_train import config as configs
@@ -17,11 +18,6 @@ from torch import nn
 
 import softcache
 from softcache.errors import MismatchError, SpecError
-
-
-def softmax(z):
-    e = np.exp(z - z.max())
-    return e / e.sum()
 
 
 def made(rng, student, teacher, classes, **options) -> tuple[CrossHead, np.ndarray, np.ndarray]:
