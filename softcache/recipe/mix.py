@@ -57,11 +57,13 @@ class Blend:
         if not self.width:
             total = own.astype(np.int32) * self.lam + other.astype(np.int32) * (ONE - self.lam)
             return ((total + HALF) // ONE).astype(np.uint8)
-        mixed = own.copy()
-        rows = _pixels(self.y, self.height, own.shape[0])
-        columns = _pixels(self.x, self.width, own.shape[1])
-        mixed[rows, columns] = other[rows, columns]
+        mixed, box = own.copy(), self.box(own.shape[:2])
+        mixed[box] = other[box]
         return mixed
+
+    def box(self, size: tuple[int, ...]) -> tuple[slice, slice]:
+        """Rows and columns of the box in a picture of ``size``, (height, width)."""
+        return _pixels(self.y, self.height, size[0]), _pixels(self.x, self.width, size[1])
 
 
 def _pixels(start: int, length: int, side: int) -> slice:

@@ -14,7 +14,7 @@ import math
 import statistics
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,8 @@ _TIMED = 50  # forward passes
 class Row:
     """A config, one of its student's exits, or the teacher. ``top1`` in 0…1 by seed; ``gain`` over the first config in
     points, and ``half`` the width of its 95 % interval, None of fewer than two seeds; ``step_ms`` and ``seconds`` of
-    training are means over seeds, None where they were not measured; ``milliseconds`` for one image alone, the median."""
+    training are means over seeds, None where they were not measured; ``milliseconds`` for one image alone, the median;
+    ``approximate``: how views were mixed that the teacher saw unmixed, so that its targets are approximate."""
 
     name: str
     top1: dict[int, float]
@@ -69,6 +70,7 @@ class Row:
     milliseconds: float
     step_ms: float | None
     seconds: float | None
+    approximate: str | None = None
 
     @property
     def mean(self) -> float:
@@ -109,7 +111,11 @@ def run(
             found[name].append((seed, _trained(name, config, seed, cache, source, out, val_source)))
     first = next(iter(configs))
     base = [one["top1"] for _, one in found[first]]
-    rows = [row for name in configs for row in _rows(name, found[name], base if name != first else None)]
+    rows = [
+        replace(row, approximate=config.approximate_mixing)
+        for name, config in configs.items()
+        for row in _rows(name, found[name], base if name != first else None)
+    ]
     if teacher is not None:
         config = configs[first]
         rows.append(_teacher(*teacher, config, cache, source, val_source))
@@ -254,7 +260,8 @@ def table(rows: Sequence[Row]) -> str:
     ]
     seeds = len(rows[0].top1)
     note = f"{seeds} seeds, the same for all; gains over {rows[0].name} are paired, in points"
-    return "\n".join([*(line.rstrip() for line in aligned), note])
+    mixed = [f"{row.name}: approximate targets, {row.approximate}" for row in rows if row.approximate]
+    return "\n".join([*(line.rstrip() for line in aligned), note, *mixed])
 
 
 def _write(rows: Sequence[Row], out: Path) -> None:

@@ -22,6 +22,7 @@ from pydantic import (
 
 from softcache.errors import SpecError, nearest
 from softcache.options import read_yaml
+from softcache_train import mixing
 from softcache_train.objectives import OBJECTIVES
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -188,6 +189,9 @@ class Config(BaseModel):
     weights: str | list[str | None] | None = None
     """The live teacher's weights; a list for several."""
 
+    approximate_mixing: str | None = None
+    """``mixup(0.8)``, ``cutmix`` or ``mix``: views are mixed that the teacher saw unmixed, see
+    :mod:`softcache_train.mixing`."""
     policy: Literal["exact", "warp", "frozen"] = "exact"
     """How cached targets go with the views that are shown; see :mod:`softcache_train.policy`."""
     recipe: str | None = None
@@ -227,6 +231,8 @@ class Config(BaseModel):
             raise ValueError("target names none: logits, or a list such as [0.logits, 1.logits]")
         if self.objectives is not None:
             self._check_objectives(self.objectives)
+        if self.approximate_mixing is not None:
+            mixing.parse(self.approximate_mixing)
         if self.weights is not None and self.teacher is None:
             raise ValueError("weights are a live teacher's: set teacher too")
         return self
@@ -269,6 +275,7 @@ class Config(BaseModel):
             "clip_norm",
             "views_per_image",
             "shuffle",
+            "approximate_mixing",
         )  # runs begun before there were these go on
         unsaid = {n for n in later if getattr(self, n) == type(self).model_fields[n].default}
         return self.model_dump(mode="json", exclude=set(NO_EFFECT_ON_WEIGHTS) | unsaid)

@@ -27,10 +27,11 @@ from softcache.keyed import hash64
 from softcache.source import Source
 from softcache.spec import canonical_json, digest
 from softcache.store import Store
-from softcache_train import checkpoint, online, ranks, students, terms, validation
+from softcache_train import checkpoint, mixing, online, ranks, students, terms, validation
 from softcache_train.checkpoint import Checkpoint
 from softcache_train.config import Config, Objective
 from softcache_train.loader import Loader
+from softcache_train.mixing import Mixer
 from softcache_train.objectives import OBJECTIVES
 from softcache_train.progress import Progress
 from softcache_train.ranks import Ranks
@@ -142,12 +143,16 @@ def _train(
     totals *= team.rank == 0  # what was summed before is counted once
     parts = config.objectives is not None or (team.world > 1 and whole.student.idle(loader.size, device))
     model = team.parallel(whole, parts)
+    mixed = config.approximate_mixing
+    mixer = mixed and Mixer(mixing.parse(mixed), config.seed, team.rank)
 
     progress = Progress(config.epochs, len(loader), config.global_batch, shown=team.rank == 0)
     progress.say(pairing.message)
     progress.say(held_out.message)
     if team.rank == 0 and (note := _smoothing_note(config, cache, loader.samples)):
         progress.say(note)
+    if mixed:
+        progress.say(f"NOTE: approximate_mixing={mixed}: {mixing.NOTE}")
     if state.files:
         progress.say(f"{store.root} holds {state.epoch} epochs and {state.step} steps: going on")
     for epoch in range(state.epoch, config.epochs):
@@ -158,6 +163,8 @@ def _train(
                 group["lr"] = learning_rate(config, epoch * len(loader) + loader.step - 1, len(loader))
 
             batch = batch.to(device)
+            if mixer:
+                batch = mixer(batch, epoch, loader.step)
             losses = model(batch, epoch, first=loader.step == 1 and _begins(config, epoch))
             loss = weights @ losses
 
@@ -194,6 +201,7 @@ def _train(
             **{o.label: mean for o, mean in zip(config.terms, means, strict=True)},
             **progress.rates(),
             **validation.score(student, held_out, input_spec, device),
+            **({"targets": f"approximate: {mixed}"} if mixed else {}),
         }
         progress.end(entry)
         totals.zero_()
@@ -278,10 +286,12 @@ def _target_source(config: Config, cache: Cache, device: torch.device) -> Target
 def _num_classes(config: Config, cache: Cache) -> int:
     """How many classes the student tells apart: as many as the logits it learns from, or else as the cache has."""
     terms.require_targets(config.terms, cache)
+    if config.approximate_mixing:
+        mixing.check(config.terms, cache)
     of_logits = [name for o in config.terms for name in o.targets if cache.targets[name].kind == "logits"]
     if config.teacher is None:
         for o in config.terms:
-            _check_kept(o, cache)
+            _check_kept(o, cache, config.approximate_mixing is not None)
     classes = {classes_of(cache, name) for name in of_logits}
     if len(classes) > 1:
         raise MismatchError(f"the targets {', '.join(of_logits)} are of different numbers of classes")
@@ -296,13 +306,15 @@ def _num_classes(config: Config, cache: Cache) -> int:
     return classes.pop()
 
 
-def _check_kept(objective: Objective, cache: Cache) -> None:
+def _check_kept(objective: Objective, cache: Cache, mixed: bool = False) -> None:
     """Refuse before the images are read what the objective would refuse at the first step."""
     for target in (cache.targets[name] for name in objective.targets):
-        if len(objective.targets) > 1 and isinstance(target.codec, (*PARTIAL, Anchored)):
+        several = len(objective.targets) > 1
+        if isinstance(target.codec, (*PARTIAL, Anchored) if several else PARTIAL if mixed else ()):
+            what = "several targets are combined" if several else "approximate_mixing mixes probabilities"
             raise SpecError(
-                f"the target {target.name!r} holds {target.spec}, and several targets are combined from whole logits: cache "
-                "them with full(u8) or full(f16)"
+                f"the target {target.name!r} holds {target.spec}, and {what} from whole logits: cache them with full(u8) or "
+                "full(f16)"
             )
         if isinstance(target.codec, TopK) and "T" in OBJECTIVES[objective.name].options:
             target.codec.known_tail(target.shape).weights(objective.T)

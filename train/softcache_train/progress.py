@@ -60,7 +60,8 @@ class Progress:
         apart = {
             n: v
             for n, v in entry.items()
-            if n not in ("epoch", "loss", "step_ms", "images_per_second", "top1", "exits", "ensemble")
+            if n
+            not in ("epoch", "loss", "step_ms", "images_per_second", "top1", "exits", "ensemble", "targets")
         }
         told = "".join(f"  {name} {value:.4f}" for name, value in apart.items())
         self.say(f"epoch {entry['epoch']:>3}/{self.epochs}  loss {entry['loss']:.4f}{told}{top1}{rate}")

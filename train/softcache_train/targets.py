@@ -73,6 +73,22 @@ class Anchored:
 
 
 @dataclass(frozen=True)
+class Mixed:
+    """Logits of two views, of which a row shows a mix. Taken for what the teacher says of it are probabilities at the loss's
+    T: those of ``own`` to the share ``lam``, float32 (B,), and for the rest those of ``partner``."""
+
+    own: Dense | Anchored
+    partner: Dense | Anchored
+    lam: Tensor
+
+    def constant(self) -> bool:
+        return self.own.constant()
+
+    def to(self, device: torch.device | str) -> Mixed:
+        return Mixed(self.own.to(device), self.partner.to(device), self.lam.to(device, non_blocking=True))
+
+
+@dataclass(frozen=True)
 class Hard:
     """The teacher's class of each row: ``values`` int64 (B,), of ``classes``."""
 
@@ -117,7 +133,7 @@ class Parts:
         return Parts({name: t.to(device, non_blocking=True) for name, t in self.values.items()})
 
 
-OfLogits = Dense | Sparse | Anchored | Sampled | Hard
+OfLogits = Dense | Sparse | Anchored | Mixed | Sampled | Hard
 BatchTarget = OfLogits | Parts
 
 

@@ -11,8 +11,9 @@ from torch import Tensor
 from softcache.errors import MismatchError
 from softcache_train.objectives.checks import check_temperature, check_weights
 from softcache_train.objectives.correlation import standardised
-from softcache_train.objectives.logits import Target, whole
-from softcache_train.objectives.precision import both, exactly
+from softcache_train.objectives.logits import Target, scaled, whole
+from softcache_train.objectives.precision import exactly, promoted
+from softcache_train.targets import Dense, Mixed
 
 
 def dist(
@@ -33,13 +34,14 @@ def dist(
     At least float32 is computed in. Raises :class:`MismatchError` when the shapes differ, the batch is of one row, or
     logits were left out of the cache, and :class:`SpecError` for other options.
     """
-    teacher_logits = whole(target, student_logits, "dist")
     check_weights("dist", beta=beta, gamma=gamma)
     check_temperature(T)
     if len(student_logits) < 2:
         raise MismatchError("dist compares the rows of a batch, and this batch has one: raise global_batch")
+    known = target if isinstance(target, Mixed) else Dense(whole(target, student_logits, "dist"))
     with exactly(student_logits):
-        student, teacher = (F.softmax(z / T, dim=1) for z in both(student_logits, teacher_logits))
+        z = promoted(student_logits)
+        student, teacher = F.softmax(z / T, dim=1), F.softmax(scaled(known, T, z.dtype), dim=1)
         inter, intra = (
             1 - (standardised(student, dim) * standardised(teacher, dim)).sum(dim=dim).mean()
             for dim in (1, 0)

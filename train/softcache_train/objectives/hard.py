@@ -12,7 +12,7 @@ from torch import Tensor
 from softcache.errors import MismatchError
 from softcache_train.objectives.logits import Target, scaled, understood
 from softcache_train.objectives.precision import exactly, promoted
-from softcache_train.targets import Anchored, Dense, OfLogits, Sampled, Sparse
+from softcache_train.targets import Anchored, Dense, Mixed, OfLogits, Sampled, Sparse
 
 
 def hard(student_logits: Tensor, target: Target) -> Tensor:
@@ -33,7 +33,7 @@ def hard(student_logits: Tensor, target: Target) -> Tensor:
 def _decision(target: OfLogits) -> Tensor:
     if isinstance(target, Dense):
         return target.values.argmax(dim=1)
-    if isinstance(target, Anchored):
+    if isinstance(target, Anchored | Mixed):
         return scaled(target, 1, torch.float64).argmax(dim=1)
     if isinstance(target, Sparse):
         return target.index[:, 0]

@@ -12,7 +12,17 @@ from torch import Tensor
 from softcache.codecs import anchored
 from softcache.codecs.topk import Tail
 from softcache.errors import MismatchError
-from softcache_train.targets import Anchored, BatchTarget, Dense, Hard, OfLogits, Parts, Sampled, Sparse
+from softcache_train.targets import (
+    Anchored,
+    BatchTarget,
+    Dense,
+    Hard,
+    Mixed,
+    OfLogits,
+    Parts,
+    Sampled,
+    Sparse,
+)
 
 Target = BatchTarget | Tensor | Mapping[str, Tensor]
 
@@ -29,12 +39,12 @@ def understood(target: Target, student_logits: Tensor, who: str) -> OfLogits:
         target = _collated(target, student_logits.shape[-1], who)
     if isinstance(target, Parts):
         raise MismatchError(f"{who} learns from logits, and this target has {', '.join(target.values)}")
-    if not isinstance(target, Dense | Sparse | Anchored | Sampled | Hard):
+    if not isinstance(target, Dense | Sparse | Anchored | Mixed | Sampled | Hard):
         raise MismatchError(
             f"{who} learns from logits as tensors, batch['logits'] of a Loader, not from a {type(target).__name__}"
         )
-    if isinstance(target, Dense | Anchored):
-        shape = tuple(target.values.shape)
+    if isinstance(target, Dense | Anchored | Mixed):
+        shape = tuple((target.own if isinstance(target, Mixed) else target).values.shape)
     else:
         classes = target.tail.classes if isinstance(target, Sparse) else target.classes
         shape = (len(target.values), classes)
@@ -52,6 +62,7 @@ def whole(target: Target, student_logits: Tensor, who: str) -> Tensor:
         return found.values
     kept = {
         Anchored: "corrections of its image's",
+        Mixed: "those of two views that are mixed as probabilities",
         Sparse: "the largest",
         Sampled: "draws",
         Hard: "the teacher's class",
@@ -61,8 +72,12 @@ def whole(target: Target, student_logits: Tensor, who: str) -> Tensor:
     )
 
 
-def scaled(target: Dense | Anchored, T: float, dtype: torch.dtype) -> Tensor:  # noqa: N803
+def scaled(target: Dense | Anchored | Mixed, T: float, dtype: torch.dtype) -> Tensor:  # noqa: N803
     """Numbers (B, C) whose softmax is p_t(T). Raises :class:`SpecError` for a T at which ``anchored`` knows none."""
+    if isinstance(target, Mixed):
+        own, partner = (F.log_softmax(scaled(one, T, dtype), 1) for one in (target.own, target.partner))
+        lam = target.lam.to(dtype)[:, None]
+        return torch.logaddexp(lam.log() + own, (1 - lam).log() + partner)
     values = target.values.detach().to(dtype) / T
     if isinstance(target, Dense):
         return values
