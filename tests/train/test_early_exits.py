@@ -49,8 +49,9 @@ def test_a_student_with_one_answer_has_one_score():
 @pytest.fixture
 def asked(cache, images, tmp_path):
     config = tmp_path / "own.yaml"
-    options = "student: resnet8_exits\nepochs: 2\nglobal_batch: 25\nlr: 0.01\nworkers: 0\n"
-    config.write_text(options + "objectives: [own_exits]\n")
+    options = "student: toys:exits\nepochs: 2\nglobal_batch: 25\nlr: 0.01\nworkers: 0\n"
+    heard = "[exit1, exit2, exit1.embedding, exit2.embedding]"
+    config.write_text(options + f"objectives:\n  - own_exits: {{student: {heard}}}\n")
     where = ["--cache", str(cache.path), "--source", str(images), "--split", "train"]
     return [str(config), *where, "-o", str(tmp_path / "out")]
 
@@ -63,7 +64,7 @@ def test_the_log_the_history_and_the_result_tell_of_every_exit(asked, tmp_path, 
     for entry, line in zip(
         history, [one for one in told.err.splitlines() if one.startswith("epoch")], strict=True
     ):
-        assert len(entry["exits"]) == 3 and entry["top1"] == entry["exits"][2]
+        assert len(entry["exits"]) == 2 and entry["top1"] == entry["exits"][1]
         assert all(f"exit {i} {top1:.2%}" in line for i, top1 in enumerate(entry["exits"], 1))
         assert f"ensemble {entry['ensemble']:.2%}" in line
     assert (result["exits"], result["ensemble"]) == (history[-1]["exits"], history[-1]["ensemble"])
@@ -99,16 +100,17 @@ def test_up_to_an_exit_a_student_costs_what_runs(monkeypatch):
 
 def test_compare_has_a_row_for_each_exit(asked, tmp_path, capsys):
     config, *where = asked
-    (tmp_path / "labels.yaml").write_text((tmp_path / "own.yaml").read_text().replace("[own_exits]", "[ce]"))
+    options = (tmp_path / "own.yaml").read_text().partition("objectives")[0]
+    (tmp_path / "labels.yaml").write_text(options + "objectives: [ce]\n")
     assert main(["compare", str(tmp_path / "labels.yaml"), config, *where, "--seeds", "2", "--json"]) == 0
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
-    parts = ["", ", exit 1", ", exit 2", ", exit 3", ", ensemble"]
+    parts = ["", ", exit 1", ", exit 2", ", ensemble"]
     assert [*rows] == [name + part for name in ("labels", "own") for part in parts]
-    assert rows["own"]["top1"] == rows["own, exit 3"]["top1"]
+    assert rows["own"]["top1"] == rows["own, exit 2"]["top1"]
     assert (
-        rows["own, ensemble"]["parameters"] == rows["own"]["parameters"] > rows["own, exit 3"]["parameters"]
+        rows["own, ensemble"]["parameters"] == rows["own"]["parameters"] > rows["own, exit 2"]["parameters"]
     )
-    for i, name in enumerate(("own, exit 1", "own, exit 2", "own, exit 3", "own, ensemble")):
+    for i, name in enumerate(("own, exit 1", "own, exit 2", "own, ensemble")):
         for seed, top1 in rows[name]["top1"].items():
             run = json.loads((tmp_path / "out" / "own" / seed / "checkpoint.json").read_text())["history"][-1]
             assert top1 == [*run["exits"], run["ensemble"]][i]

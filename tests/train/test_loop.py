@@ -133,7 +133,7 @@ def test_a_finished_run_says_its_result_again(cache, source, tmp_path, capsys):
     before = weights(tmp_path)
     capsys.readouterr()
     assert run(cache, source, tmp_path) == first
-    assert "holds 3 epochs and 0 steps" in capsys.readouterr().err
+    assert "holds 3 epochs and 0 steps: finished" in capsys.readouterr().err
     assert weights(tmp_path) == before
 
 

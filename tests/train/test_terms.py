@@ -182,6 +182,10 @@ def test_an_objective_that_teaches_nothing_is_an_error(mapped, source, tmp_path)
             [{"kd": {"target": "layer9"}}],
             r"no target 'layer9' .it has .*softcache extend .* --target layer9=CODEC",
         ),
+        (
+            [{"kd": {"target": "0.strengt"}}],
+            r"no target '0.strengt' .did you mean '0.strength'. Or softcache extend .* --target 0.strengt=CODEC adds it",
+        ),
         ([{"kd": {"target": "0"}}], "kd learns from logits; the target '0' is a feature_map"),
         (
             [{"regressed": {"target": "logits"}}],

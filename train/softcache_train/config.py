@@ -141,7 +141,8 @@ class Objective(BaseModel):
     @property
     def label(self) -> str:
         """It, in logs and messages: ``kd``, ``hint(layer3)``."""
-        return f"{self.name}({', '.join(self.inside)})" if self.inside else self.name
+        plain = self.student is None and OBJECTIVES[self.name].reads != "inside"
+        return self.name if plain or not self.inside else f"{self.name}({', '.join(self.inside)})"
 
 
 OF_TWO = ("T", "alpha", "target", "combine")  # what says the loss where no objectives do

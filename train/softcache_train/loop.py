@@ -154,7 +154,8 @@ def _train(
     if mixed:
         progress.say(f"NOTE: approximate_mixing={mixed}: {mixing.NOTE}")
     if state.files:
-        progress.say(f"{store.root} holds {state.epoch} epochs and {state.step} steps: going on")
+        after = "finished" if state.epoch == config.epochs else "going on"
+        progress.say(f"{store.root} holds {state.epoch} epochs and {state.step} steps: {after}")
     for epoch in range(state.epoch, config.epochs):
         progress.begin(epoch)
         for batch in loader:

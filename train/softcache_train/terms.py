@@ -197,9 +197,10 @@ def _instead(name: str, cache: Cache) -> str:
     same = [one for one in cache.targets if one.partition(".")[2] == name]  # of several caches
     if same:
         return f" (did you mean target=[{', '.join(same)}]?)"
-    return suggest(name, cache.targets) or (
-        f" (it has {', '.join(cache.targets)}; softcache extend {cache.path} --target {name}=CODEC adds it)"
-    )
+    adds = f"softcache extend {cache.path} --target {name}=CODEC adds it"
+    if hint := suggest(name, cache.targets):
+        return f"{hint.removesuffix(')')} Or {adds})"
+    return f" (it has {', '.join(cache.targets)}; {adds})"
 
 
 def _tensor(target: BatchTarget) -> Tensor:
