@@ -1,10 +1,11 @@
 # From nothing but python3: `make demo` or `make test` sets up .venv first, and again when what it was made
 # from has changed. On another interpreter: make clean, then make PYTHON=python3.12 test. Without uv: make UV= test.
-# Some tests, or more to read: make test PYTEST='-k keyed -v'.
+# Some tests, or more to read: make test PYTEST='-k keyed -v'; in one process: make test JOBS=0.
 
 PYTHON ?= python3
 UV ?= uv
 PYTEST ?= -q
+JOBS ?= 2
 export PYTHON UV
 
 bin := .venv/bin
@@ -24,7 +25,7 @@ demo: $(installed)  ## a student that never saw a 3, trained from a cache: no ne
 	$(bin)/softcache-train demo
 
 test: $(installed)  ## the tests that take seconds
-	$(bin)/python -m pytest $(PYTEST) -m "not slow"
+	$(bin)/python -m pytest $(PYTEST) -m "not slow" -n $(JOBS) --dist loadfile
 
 slow: $(installed)  ## the tests that take minutes
 	$(bin)/python -m pytest $(PYTEST) -m slow

@@ -20,6 +20,7 @@ settings.load_profile("softcache")
 
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests make their data themselves
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # and run side by side: threads for nets this small cost more than they do
 
 
 @pytest.fixture(scope="session")
