@@ -12,6 +12,11 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+MEMORY, ROOM = Path("/dev/shm"), 4 << 30
+if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > ROOM:
+    # tmp_path in memory: hundreds of thousands of fsyncs of a real disk take minutes and prove no more
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
+
 BESIDE = Path(__file__).resolve().parents[1].parent / "shared"
 
 # a first example may import torch, and test machines are busy
@@ -20,7 +25,7 @@ settings.load_profile("softcache")
 
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests make their data themselves
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # and run side by side: threads for nets this small cost more than they do
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # and run side by side; for nets this small threads cost more than they do
 
 
 @pytest.fixture(scope="session")
