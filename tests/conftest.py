@@ -12,20 +12,27 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-MEMORY, ROOM = Path("/dev/shm"), 4 << 30
-if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > ROOM:
-    # tmp_path in memory: hundreds of thousands of fsyncs of a real disk take minutes and prove no more
-    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
-
 BESIDE = Path(__file__).resolve().parents[1].parent / "shared"
+MEMORY = Path("/dev/shm")
 
 # a first example may import torch, and test machines are busy
 settings.register_profile("softcache", deadline=None)
 settings.load_profile("softcache")
 
 
+def has_room(memory: Path) -> bool:
+    """Can the folders of all tests lie there, and commands be run in them?"""
+    if not os.access(memory, os.W_OK):
+        return False
+    found = os.statvfs(memory)
+    return found.f_bavail * found.f_frsize > 4 << 30 and not found.f_flag & os.ST_NOEXEC
+
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests make their data themselves
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # and run side by side; for nets this small threads cost more than they do
+if has_room(MEMORY):  # for tmp_path: a build's fsyncs to a disk take longer than the build, and prove no more
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
+if "PYTEST_XDIST_WORKER" in os.environ:  # a core for each process
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")
