@@ -184,6 +184,9 @@ def test_what_needs_logits_refuses_them():
     for call in (lambda: logits_mse(z, target), lambda: dkd(z, target, labels=labels)):
         with pytest.raises(MismatchError, match=r"needs whole logits, and .* two views that are mixed"):
             call()
+    for loss in (kd, probs_mse, dist, hard):
+        with pytest.raises(MismatchError, match="of one shape"):
+            loss(z[:, :1], target)
     with pytest.raises(MismatchError, match="keeps a part of the logits"):
         mixing.mixed("logits", Hard(labels, 6), labels, target.lam)
 

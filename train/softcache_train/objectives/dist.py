@@ -11,7 +11,7 @@ from torch import Tensor
 from softcache.errors import MismatchError
 from softcache_train.objectives.checks import check_temperature, check_weights
 from softcache_train.objectives.correlation import standardised
-from softcache_train.objectives.logits import Target, scaled, whole
+from softcache_train.objectives.logits import Target, scaled, understood, whole
 from softcache_train.objectives.precision import exactly, promoted
 from softcache_train.targets import Dense, Mixed
 
@@ -38,7 +38,9 @@ def dist(
     check_temperature(T)
     if len(student_logits) < 2:
         raise MismatchError("dist compares the rows of a batch, and this batch has one: raise global_batch")
-    known = target if isinstance(target, Mixed) else Dense(whole(target, student_logits, "dist"))
+    known = understood(target, student_logits, "dist")
+    if not isinstance(known, Mixed):
+        known = Dense(whole(known, student_logits, "dist"))
     with exactly(student_logits):
         z = promoted(student_logits)
         student, teacher = F.softmax(z / T, dim=1), F.softmax(scaled(known, T, z.dtype), dim=1)
