@@ -36,7 +36,7 @@ def asked(cache, images, tmp_path):
     ]
 
 
-def test_gains_are_paired_by_seed(asked, tmp_path, capsys):
+def test_gains_are_paired_by_seed(asked, cache, tmp_path, capsys):
     teacher = students.make("resnet20", 4)
     save_file(teacher.state_dict(), tmp_path / "t.safetensors")
     beside = ["--beside", "softcache_train.students:resnet20", str(tmp_path / "t.safetensors")]
@@ -48,6 +48,8 @@ def test_gains_are_paired_by_seed(asked, tmp_path, capsys):
     assert kd["half"] == pytest.approx(4.303 * statistics.stdev(gains) / math.sqrt(3))
     parameters = sum(p.numel() for p in students.make("resnet8", 4).parameters())
     assert (kd["parameters"], kd["megabytes"]) == (parameters, pytest.approx(4 * parameters / 1e6))
+    size = cache.arrays["targets/logits/value"].row_bytes
+    assert [row["view_bytes"] for row in (labels, kd, beside_row)] == [0, size, None]
     assert beside_row["parameters"] == sum(p.numel() for p in teacher.parameters())
     for row in (labels, kd):
         for seed, top1 in row["top1"].items():

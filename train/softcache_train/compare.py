@@ -59,6 +59,7 @@ class Row:
     """A config, one of its student's exits, or the teacher. ``top1`` in 0…1 by seed; ``gain`` over the first config in
     points, and ``half`` the width of its 95 % interval, None of fewer than two seeds; ``step_ms`` and ``seconds`` of
     training are means over seeds, None where they were not measured; ``milliseconds`` for one image alone, the median;
+    ``view_bytes``: of the targets that it reads of a view, as they are encoded, None of the teacher;
     ``approximate``: how views were mixed that the teacher saw unmixed, so that its targets are approximate."""
 
     name: str
@@ -71,6 +72,7 @@ class Row:
     step_ms: float | None
     seconds: float | None
     approximate: str | None = None
+    view_bytes: int | None = None
 
     @property
     def mean(self) -> float:
@@ -112,7 +114,7 @@ def run(
     first = next(iter(configs))
     base = [one["top1"] for _, one in found[first]]
     rows = [
-        replace(row, approximate=config.approximate_mixing)
+        replace(row, approximate=config.approximate_mixing, view_bytes=_view_bytes(config, cache))
         for name, config in configs.items()
         for row in _rows(name, found[name], base if name != first else None)
     ]
@@ -146,6 +148,11 @@ def _seconds(folder: Path, spent: float) -> float | None:
     if not note.exists():
         note.write_text(json.dumps(spent if whole else None))
     return json.loads(note.read_text())
+
+
+def _view_bytes(config: Config, cache: Cache) -> int:
+    read = set() if config.teacher else {name for one in config.terms for name in one.read}
+    return sum(cache.targets[name].row_bytes for name in read)
 
 
 def _rows(
@@ -225,7 +232,19 @@ def _mean(values: Iterable[float | None]) -> float | None:
 # -- told ------------------------------------------------------------------------------------------------------
 
 
-HEADS = ("", "top-1 %", "± sd", "gain", "± 95 %", "MB", "parameters", "ms/image", "ms/step", "training")
+HEADS = (
+    "",
+    "top-1 %",
+    "± sd",
+    "gain",
+    "± 95 %",
+    "B/view",
+    "MB",
+    "parameters",
+    "ms/image",
+    "ms/step",
+    "training",
+)
 
 
 def cells(row: Row) -> list[str]:
@@ -240,6 +259,7 @@ def cells(row: Row) -> list[str]:
         told(None if row.spread is None else 100 * row.spread, "{:.2f}"),
         told(row.gain, "{:+.2f}"),
         told(row.half, "{:.2f}"),
+        told(row.view_bytes, "{:,}"),
         f"{row.megabytes:.2f}",
         f"{row.parameters:,}",
         f"{row.milliseconds:.2f}",
