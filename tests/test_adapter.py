@@ -330,13 +330,12 @@ def test_seeds_give_other_orders(cache: sc.Cache):
 # -- processes -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker")
 @pytest.mark.parametrize("start", ["fork", "spawn"])
 def test_workers_give_what_one_process_gives(cache: sc.Cache, start: str):
     """After a read in the parent; and in persistent workers, which are told of an epoch when they have long begun."""
     alone, shared = (sc.with_targets(ToyImages(40), sc.open(cache.path)) for _ in range(2))
     shared.cache.read(0, np.arange(40))
-    workers: dict[str, Any] = {"num_workers": 4, "multiprocessing_context": start, "persistent_workers": True}
+    workers: dict[str, Any] = {"num_workers": 2, "multiprocessing_context": start, "persistent_workers": True}
     one = DataLoader(alone, batch_size=6, shuffle=True)
     many = DataLoader(shared, batch_size=6, shuffle=True, **workers)
     for told, epoch in ((False, 0), (False, 1), (True, 5), (True, 0)):
