@@ -175,6 +175,11 @@ def test_an_objective_that_teaches_nothing_is_an_error(mapped, source, tmp_path)
         run(mapped, source, tmp_path, objectives=[{"ce": {}}, {"nothing": {"target": "0"}}])
 
 
+def test_layers_that_do_not_fit_are_named(mapped, source, tmp_path):
+    with pytest.raises(MismatchError, match=r"^objective attention\(3\): attention takes maps"):
+        run(mapped, source, tmp_path, objectives=["ce", {"attention": {"target": "0", "student": "3"}}])
+
+
 @pytest.mark.parametrize(
     ("asked", "says"),
     [
@@ -234,6 +239,10 @@ def test_mixed_views_are_refused_by_what_cannot_take_them(source, tmp_path):
     asked = configs.check({**OPTIONS, "objectives": [{"regressed": {"target": "logits", "student": "2"}}]})
     with pytest.raises(SpecError, match=r"one image with one label, and the views of .* are mixed"):
         terms.require_targets(asked.terms, mixed)
+    # of which the cache lacks the target, too, and no extension could bring it
+    lacking = configs.check({**OPTIONS, "objectives": ["gradient_attention"]})
+    with pytest.raises(SpecError, match=r"the views of .* are mixed"):
+        terms.require_targets(lacking.terms, mixed)
 
 
 # -- peers, gradients, exits ---------------------------------------------------------------------------------

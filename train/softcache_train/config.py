@@ -309,5 +309,8 @@ def check(options: dict[str, Any], where: str = "config") -> Config:
     try:
         return Config(**options)
     except ValidationError as e:
-        problems = [f"{'.'.join(map(str, p['loc'])) or 'options'}: {p['msg']}" for p in e.errors()]
+        problems = [
+            f"{'.'.join(map(str, p['loc'])) or 'options'}: {p['msg'].removeprefix('Value error, ')}"
+            for p in e.errors()
+        ]
         raise SpecError(f"{where}: {'; '.join(problems)}") from None

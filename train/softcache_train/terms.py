@@ -105,7 +105,7 @@ class Distillation(nn.Module):
         losses = []
         for term in self._all():
             on = term.asked.start <= epoch and (term.asked.stop is None or epoch < term.asked.stop)
-            loss = term(seen, batch) if on else seen.logits.sum() * 0
+            loss = _of(term, seen, batch) if on else seen.logits.sum() * 0
             if on and first:
                 self._require_lesson(term, loss)
             losses.append(loss.to(torch.promote_types(loss.dtype, torch.float32)))
@@ -126,6 +126,14 @@ class Distillation(nn.Module):
                 f"the objective {term.asked.label} is {float(loss):g} for the first batch and moves none of the student's "
                 "weights: is its target constant, or what it reads of the student fixed?"
             )
+
+
+def _of(term: Term, seen: Seen, batch: Batch) -> Tensor:
+    """Its loss, or an error that says whose it is."""
+    try:
+        return term(seen, batch)
+    except SoftcacheError as e:
+        raise type(e)(f"objective {term.asked.label}: {e}") from e
 
 
 def make(
@@ -152,6 +160,11 @@ def require_targets(objectives: Iterable[Objective], cache: Cache) -> None:
     objective does not understand."""
     for asked in objectives:
         known = OBJECTIVES[asked.name]
+        if not known.mixes and (cache.mixed or cache.tiled):
+            raise SpecError(
+                f"{asked.label} is of one image with one label, and the views of {cache.path} are mixed: build a cache "
+                "without mixup, cutmix or mosaic for it"
+            )
         for name in asked.read:
             if name not in cache.targets:
                 raise SpecError(
@@ -170,11 +183,6 @@ def require_targets(objectives: Iterable[Objective], cache: Cache) -> None:
                     f"holds {cache.targets[name].spec} without it: softcache extend {cache.path} --as head --target "
                     "'logits=head(f16)' with the same teacher adds it, as target: head.logits"
                 )
-        if not known.mixes and (cache.mixed or cache.tiled):
-            raise SpecError(
-                f"{asked.label} is of one image with one label, and the views of {cache.path} are mixed: build a cache "
-                "without mixup, cutmix or mosaic for it"
-            )
 
 
 def _require_strength(asked: Objective, target: Target) -> None:
