@@ -80,6 +80,9 @@ def test_the_interval_is_students():
 def test_what_cannot_be_compared_is_refused(asked, tmp_path, capsys):
     assert main([*asked, "--seeds", "0"]) == 1
     assert "at least one" in capsys.readouterr().err
+    (tmp_path / "hint.yaml").write_text(BASE + "objectives: [{hint: {target: layer2}}]\n")
+    assert main([*asked[:2], str(tmp_path / "hint.yaml"), *asked[2:]]) == 1
+    assert "has no target 'layer2'" in capsys.readouterr().err and not (tmp_path / "out").exists()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "kd.yaml").write_text(BASE)
     assert main([asked[0], str(tmp_path / "other" / "kd.yaml"), *asked[1:]]) == 1

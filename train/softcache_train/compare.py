@@ -32,6 +32,7 @@ from softcache_train.commands import say
 from softcache_train.config import Config
 from softcache_train.cost import Cost, cost, cost_of_exit
 from softcache_train.loop import train
+from softcache_train.terms import require_targets
 
 # Of Student's t with so many degrees of freedom, from 1 on: 97.5 % lie below.
 _T975 = (
@@ -106,6 +107,8 @@ def run(
     """
     if seeds < 1:
         raise SpecError(f"{seeds} seeds: at least one")
+    for config in configs.values():  # before one of them is trained
+        require_targets(config.terms, cache)
     found: dict[str, list[tuple[int, dict[str, Any]]]] = {name: [] for name in configs}
     for number in range(seeds):  # seed after seed, so that a comparison that is broken off is of pairs
         for name, config in configs.items():
