@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from softcache_train import students
 
 FULL, QUICK = (
-    Scale(images=1500, views=4, epochs=8),
+    Scale(images=1500, views=2, epochs=8),
     Scale(images=128, views=1, epochs=2, seeds=2, held_out=200),
 )
 LOGITS = {"logits": "full(u8)"}
