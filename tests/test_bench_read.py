@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import sys
+import tempfile
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -84,8 +86,15 @@ def test_orders_hold_every_row_once_and_shuffle_as_far_as_they_say():
         assert len(np.unique(place[window] // case.block)) == 4
 
 
-def test_what_is_put_out_of_memory_is_out(tmp_path: Path):
-    path = tmp_path / "file"
+@pytest.fixture
+def on_disk() -> Iterator[Path]:
+    """A folder that is not in memory, as the tests' own may be."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+def test_what_is_put_out_of_memory_is_out(on_disk: Path):
+    path = on_disk / "file"
     path.write_bytes(bytes(1 << 20))
     assert timing.put_out([path]) < 0.02
     with path.open("rb") as file:
@@ -99,13 +108,13 @@ def test_a_ratio_is_to_memmap_before_where_the_reader_slows_it():
 
 
 @pytest.mark.slow
-def test_the_whole_command_with_the_readers_that_are_here(tmp_path: Path, capsys):
+def test_the_whole_command_with_the_readers_that_are_here(on_disk: Path, capsys):
     plan = bench_read.Plan("tiny", SIZES, rounds=2, seconds=0.001)
-    found = bench_read.measured(plan, tmp_path, HERE, here=True)
+    found = bench_read.measured(plan, on_disk, HERE, here=True)
     assert set(found) == set(HERE)
     assert not [(r, s) for r, stages in found.items() for s, one in stages.items() if "failed" in one]
     bench_read.tables(found, plan.stages)
     said = capsys.readouterr().out
     assert all(reader in said for reader in HERE) and "cold page cache" in said
-    bench_read.records(plan, tmp_path)  # makes nothing again
-    assert (tmp_path / "tiny" / "softcache" / "rows.done").exists()
+    bench_read.records(plan, on_disk)  # makes nothing again
+    assert (on_disk / "tiny" / "softcache" / "rows.done").exists()
