@@ -100,7 +100,7 @@ def test_logits_are_combined_as_logits():
 )
 def test_what_has_no_several_teachers_is_refused(asked):
     (name,) = asked
-    with pytest.raises(SpecError, match=rf"{name}: combine: arithmetic|{name} learns from one target"):
+    with pytest.raises(SpecError, match=rf"{name}: combine: arithmetic|{name} learns from 1 target"):
         configs.check({**OPTIONS, "objectives": [{name: {**asked[name]}}]})
 
 

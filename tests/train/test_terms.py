@@ -225,11 +225,66 @@ def test_what_the_cache_or_student_cannot_give_is_refused(mapped, source, tmp_pa
         ({"objectives": [{"levels": {"target": "0"}}]}, "levels needs level"),
         ({"objectives": [{"kd": {"start": 2, "stop": 1}}]}, "stop=1 is not after start=2"),
         ({"objectives": [{"kd": {"start": 2}}]}, "kd would start after the last of 2 epochs"),
+        ({"objectives": [{"kd": {"start": 1}}]}, "none is on in epoch 0, of 0 … 1"),
+        (
+            {"objectives": [{"kd": {"stop": 1}}, {"ce": {"start": 2}}], "epochs": 4},
+            "none is on in epoch 1, of 0 … 3",
+        ),
+        (
+            {"objectives": [{"kd": {"stop": 1}}, {"ce": {"weight": 0}}]},
+            "none is on in epoch 1",
+        ),
+        ({"objectives": [{"name": "kdd"}]}, "unknown objective 'kdd' .did you mean 'kd'"),
+        ({"objectives": [{"name": "kd", "options": {"bogus": 1}}]}, "kd has no option 'bogus'"),
+        ({"objectives": [{"kd": {"wieght": 1}}]}, "kd has no option 'wieght' .did you mean 'weight'"),
+        ({"objectives": [{"kd": {"student": ["a", "b"]}}]}, "kd compares 1 module of the student, not a, b"),
+        (
+            {"objectives": [{"attention": {"target": ["0", "1"]}}]},
+            "attention learns from 1 target, not from 0, 1",
+        ),
+        ({"objectives": [{"gradient_attention": {"target": ["0", "1"]}}]}, "learns from 1 target"),
+        ({"objectives": [{"fsp": {"target": "0"}}]}, "fsp compares 2 modules of the student, not 0"),
+        ({"objectives": [{"fsp": {"target": ["0", "1", "2"]}}]}, "fsp learns from 2 targets"),
+        ({"objectives": [{"kd": {"target": []}}]}, "kd: target names none"),
+        ({"objectives": [{"hard": {"student": []}}]}, "hard: student names none"),
+        (
+            {"objectives": [{"gradient_attention": {"normalised": "no"}}]},
+            "normalised is of type bool, not 'no'",
+        ),
+        (
+            {"objectives": [{"hint": {"target": "0", "batch_norm": "no"}}]},
+            "batch_norm is of type bool, not 'no'",
+        ),
+        (
+            {"objectives": [{"rkd": {"target": "0", "distance": "abc"}}]},
+            "distance is of type float, not 'abc'",
+        ),
+        ({"objectives": [{"attention": {"target": "0", "p": "two"}}]}, "p is of type float, not 'two'"),
+        ({"objectives": [{"mutual": {"peer": 8}}]}, "peer is of type str, not 8"),
+        ({"objectives": [{"own_exits": {"target": "logits"}}]}, "own_exits learns from .* and has no target"),
     ],
 )
 def test_a_config_that_makes_no_sense_is_refused(options, says):
     with pytest.raises(SpecError, match=says):
         configs.check({**OPTIONS, **options})
+
+
+def test_options_of_every_kind_are_taken():
+    asked = [
+        {"fsp": {"target": "0", "student": ["1", "2"]}},  # the matrices of two maps
+        {"attention": {"target": "0", "p": 4}},
+        {"hint": {"target": "0", "quantile": None, "batch_norm": True}},
+        {"kd": {"target": ["0.logits", "1.logits"], "start": 1}},
+        {"name": "cc", "target": "0", "options": {"order": 3}},
+    ]
+    made = configs.check({**OPTIONS, "objectives": asked})
+    assert [o.options for o in made.terms] == [
+        {},
+        {"p": 4},
+        {"quantile": None, "batch_norm": True},
+        {},
+        {"order": 3},
+    ]
 
 
 def test_mixed_views_are_refused_by_what_cannot_take_them(source, tmp_path):

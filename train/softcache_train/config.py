@@ -16,11 +16,12 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    TypeAdapter,
     ValidationError,
     model_validator,
 )
 
-from softcache.errors import SpecError, nearest
+from softcache.errors import SpecError, counted, nearest
 from softcache.options import read_yaml
 from softcache_train import mixing
 from softcache_train.objectives import OBJECTIVES
@@ -64,31 +65,49 @@ class Objective(BaseModel):
         if len(said) != 1:
             raise ValueError("an objective is written name: {key: value}, such as kd: {weight: 0.9, T: 4}")
         (name, keys), own = next(iter(said.items())), set(cls.model_fields) - {"name", "options"}
-        if name not in OBJECTIVES:
-            raise ValueError(f"unknown objective {name!r}{nearest(str(name), OBJECTIVES)}")
-        keys, takes = keys or {}, OBJECTIVES[name].options
+        keys = keys or {}
         if not isinstance(keys, Mapping):
             raise ValueError(f"{name} is written {name}: {{key: value}}, such as {name}: {{weight: 0.9}}")
-        for key in keys:
-            if key not in own and key not in takes:
-                raise ValueError(f"{name} has no option {key!r}{nearest(str(key), own | set(takes))}")
         return {"name": name, "options": {k: v for k, v in keys.items() if k not in own}} | {
             k: v for k, v in keys.items() if k in own
         }
 
     @model_validator(mode="after")
+    def _is_known(self) -> Objective:
+        if self.name not in OBJECTIVES:
+            raise ValueError(f"unknown objective {self.name!r}{nearest(self.name, OBJECTIVES)}")
+        takes, own = OBJECTIVES[self.name].options, set(type(self).model_fields) - {"name", "options"}
+        for key in self.options:
+            if key not in takes:
+                raise ValueError(f"{self.name} has no option {key!r}{nearest(key, own | set(takes))}")
+        return self
+
+    @model_validator(mode="after")
     def _reads_something(self) -> Objective:
         known = OBJECTIVES[self.name]
+        for key in ("target", "student"):
+            if getattr(self, key) == ():
+                raise ValueError(f"{self.name}: {key} names none: leave it out, or name one")
         if known.reads == "inside" and not self.target:
             raise ValueError(
                 f"{self.name} compares maps or embeddings: say target: layer3, and student: if its name differs"
             )
         if known.reads == "labels" and (self.target or self.student):
             raise ValueError(f"{self.name} learns from labels, and has no target")
+        if known.reads == "exits" and self.target:
+            raise ValueError(f"{self.name} learns from the student's own last exit, and has no target")
         if self.mask and "mask" not in known.given():
             raise ValueError(f"{self.name} takes no mask")
-        if len(self.targets) > 1 and (known.reads == "batch" or "head" in known.made_with):
-            raise ValueError(f"{self.name} learns from one target, not from {', '.join(self.targets)}")
+        many = known.modules
+        if len(self.targets) > many and (known.reads != "logits" or "head" in known.made_with):
+            raise ValueError(
+                f"{self.name} learns from {counted(many, 'target')}, not from {', '.join(self.targets)}: give each a term "
+                "of its own"
+            )
+        if known.reads != "exits" and len(self.inside) not in (0, many):
+            raise ValueError(
+                f"{self.name} compares {counted(many, 'module')} of the student, not {', '.join(self.inside)}"
+            )
         if self.combine == "arithmetic" and not known.probabilities:
             raise ValueError(
                 f"{self.name}: combine: arithmetic is the mean of probabilities, which {self.name} does not learn from; "
@@ -101,7 +120,18 @@ class Objective(BaseModel):
         T = self.options.get("T", 1.0)  # noqa: N806 - the field's name
         if type(T) not in (int, float) or not 0 < T < float("inf"):
             raise ValueError(f"{self.name}: T: a temperature is finite and above 0, not {T!r}")
+        for key, value in self.options.items():
+            wanted = known.types.get(key, Any)
+            try:
+                TypeAdapter(wanted, config=ConfigDict(strict=True)).validate_python(value)
+            except ValidationError:
+                said = getattr(wanted, "__name__", wanted)
+                raise ValueError(f"{self.name}: {key} is of type {said}, not {value!r}") from None
         return self
+
+    def on(self, epoch: int) -> bool:
+        """Is it its turn?"""
+        return self.start <= epoch and (self.stop is None or epoch < self.stop)
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -251,6 +281,12 @@ class Config(BaseModel):
         late = [o.label for o in objectives if o.start >= self.epochs]
         if late:
             raise ValueError(f"objectives: {late[0]} would start after the last of {self.epochs} epochs")
+        weighed = [o for o in objectives if o.weight]
+        for epoch in sorted({0, *(o.stop for o in weighed if o.stop)}):
+            if epoch < self.epochs and not any(o.on(epoch) for o in weighed):
+                raise ValueError(
+                    f"objectives: none is on in epoch {epoch}, of 0 … {self.epochs - 1}: move a start or a stop"
+                )
 
     @property
     def terms(self) -> list[Objective]:

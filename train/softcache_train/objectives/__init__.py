@@ -8,9 +8,9 @@ are given by the batch.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_type_hints
 
 from softcache_train.objectives.activation_boundary import ActivationBoundary, activation_boundary
 from softcache_train.objectives.attention import attention
@@ -92,8 +92,9 @@ class Known:
     ``reads``: ``labels`` of the batch; ``logits``, a target of class logits; ``inside``, what a module of the student
     gives and a target of one of ``kinds``; ``gradient``, that of the student's loss by the image, and such a target; or
     ``batch``, the student's answer and the whole batch; or ``exits``, modules of ``student`` alone, logits and then as many
-    features. ``mixes``: does it know what to do with mixed views? ``probabilities``: is all that it takes of the teacher's
-    logits their softmax at its T (at 1 where it has none)? Then probabilities of several teachers may be averaged for it.
+    features. ``modules``: how many of the student's it compares at once. ``mixes``: does it know what to do with mixed
+    views? ``probabilities``: is all that it takes of the teacher's logits their softmax at its T (at 1 where it has none)?
+    Then probabilities of several teachers may be averaged for it.
     """
 
     loss: Callable[..., Any]
@@ -102,12 +103,18 @@ class Known:
     mixes: bool = True
     student: tuple[str, ...] = ()
     probabilities: bool = False
+    modules: int = 1
 
     @property
     def options(self) -> tuple[str, ...]:
         """What a config may set."""
         named = list(inspect.signature(self.loss).parameters)[2:]
         return () if self.reads == "labels" else tuple(n for n in named if n not in (*OF_BATCH, *OF_CACHE))
+
+    @property
+    def types(self) -> Mapping[str, Any]:
+        """Those that its arguments are annotated with."""
+        return get_type_hints(self.loss.__init__ if inspect.isclass(self.loss) else self.loss)
 
     @property
     def made_with(self) -> tuple[str, ...]:
@@ -145,7 +152,7 @@ OBJECTIVES: dict[str, Known] = {
     "cross_head": Known(CrossHead, student=("embedding",), probabilities=True),
     "dist": Known(dist, probabilities=True),
     "dkd": Known(dkd, mixes=False, probabilities=True),
-    "fsp": Known(fsp, "inside", (*MAPS, "embedding")),
+    "fsp": Known(fsp, "inside", (*MAPS, "embedding"), modules=2),
     "gradient_attention": Known(gradient_attention, "gradient", ("attribution",), mixes=False),
     "gram": Known(gram, "inside", (*MAPS, "embedding")),
     "hard": Known(hard, probabilities=True),
