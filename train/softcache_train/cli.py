@@ -109,12 +109,15 @@ def _parser(command: str = "") -> argparse.ArgumentParser:
             metavar=("FACTORY", "FILE"),
             help="a network to measure with them, such as the teacher: package.module:factory and its safetensors",
         )
-    parser.add_argument(
-        "--teacher",
-        action="append",
-        help="run this teacher at every step in place of the cache's targets; repeated, several as one",
-    )
-    parser.add_argument("--weights", action="append", help="the live teachers' weights, safetensors")
+    if command == "compare":  # a live teacher is one config's own option
+        parser.set_defaults(teacher=None, weights=None)
+    else:
+        parser.add_argument(
+            "--teacher",
+            action="append",
+            help="run this teacher at every step in place of the cache's targets; repeated, several as one",
+        )
+        parser.add_argument("--weights", action="append", help="the live teachers' weights, safetensors")
     parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
     return parser
 

@@ -19,39 +19,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from softcache import canary
 from softcache.cache import Cache
-from softcache.errors import SpecError
+from softcache.errors import DamageError, MismatchError, SpecError, counted
 from softcache.recipe.options import rendered
 from softcache.source import Source
-from softcache_train import students, validation
-from softcache_train.checkpoint import load_student
+from softcache.store import Store
+from softcache_train import checkpoint, students, validation
 from softcache_train.commands import say
 from softcache_train.config import Config
 from softcache_train.cost import Cost, cost, cost_of_exit
-from softcache_train.loop import train
-from softcache_train.terms import require_targets
+from softcache_train.loop import class_count, train
 
-# Of Student's t with so many degrees of freedom, from 1 on: 97.5 % lie below.
-_T975 = (
-    12.706,
-    4.303,
-    3.182,
-    2.776,
-    2.571,
-    2.447,
-    2.365,
-    2.306,
-    2.262,
-    2.228,
-    2.201,
-    2.179,
-    2.160,
-    2.145,
-    2.131,
-)
+_T975 = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706)
+"""Of Student's t with so many degrees of freedom, from 1 on: 97.5 % lie below."""
+_Z975 = 1.959964  # of the normal distribution
+_ALIKE = ("seed", "val_split", "val_limit")
+_NOTE = "seconds.json"
 _TIMED = 50  # forward passes
 
 
@@ -103,54 +91,74 @@ def run(
             ``softcache_train.students:resnet56``.
 
     Raises:
-        SpecError: fewer than one seed, configs that validate on nothing.
+        SpecError: fewer than one seed, configs of other seeds or validated on other images or on nothing, a teacher that
+            cannot be loaded.
+        MismatchError: the teacher's weights are of another network.
     """
     if seeds < 1:
         raise SpecError(f"{seeds} seeds: at least one")
-    for config in configs.values():  # before one of them is trained
-        require_targets(config.terms, cache)
+    _require_alike(configs)
+    classes = [class_count(config, cache) for config in configs.values()]  # before one of them is trained
+    first = next(iter(configs))
+    beside = [_teacher(*teacher, classes[0], configs[first], cache, source, val_source)] if teacher else []
     found: dict[str, list[tuple[int, dict[str, Any]]]] = {name: [] for name in configs}
     for number in range(seeds):  # seed after seed, so that a comparison that is broken off is of pairs
         for name, config in configs.items():
             seed = config.seed + number
             found[name].append((seed, _trained(name, config, seed, cache, source, out, val_source)))
-    first = next(iter(configs))
     base = [one["top1"] for _, one in found[first]]
     rows = [
         replace(row, approximate=config.approximate_mixing, view_bytes=_view_bytes(config, cache))
         for name, config in configs.items()
         for row in _rows(name, found[name], base if name != first else None)
     ]
-    if teacher is not None:
-        config = configs[first]
-        rows.append(_teacher(*teacher, config, cache, source, val_source))
-    _write(rows, out)
+    rows += beside
+    _write(rows, Store(out))
     return rows
+
+
+def _require_alike(configs: Mapping[str, Config]) -> None:
+    (first, base), *others = configs.items()
+    for name, config in others:
+        for key in _ALIKE:
+            mine, theirs = getattr(base, key), getattr(config, key)
+            if mine != theirs:
+                raise SpecError(
+                    f"{first} has {key}={mine!r} and {name} {key}={theirs!r}: what is compared has the same seeds and is "
+                    f"validated on the same images; --set {key}=… sets it for all"
+                )
 
 
 def _trained(
     name: str, config: Config, seed: int, cache: Cache, source: Source, out: Path, val: Source | None
 ) -> dict[str, Any]:
-    folder = out / name / str(seed)
+    folder = Store(out / name / str(seed))
     say(f"\n{name}, seed {seed}")
-    began = time.monotonic()
+    began, fresh = time.monotonic(), not folder.exists(checkpoint.NAME)
     result = train(
-        config.model_copy(update={"seed": seed, "out": str(folder)}), cache, source, val_source=val
+        config.model_copy(update={"seed": seed, "out": str(folder.root)}), cache, source, val_source=val
     )
-    if result.top1 is None:
+    _require_measured(name, result.top1)
+    if fresh:
+        folder.put(_NOTE, json.dumps(time.monotonic() - began).encode())
+    return asdict(result) | {"seconds": _seconds(folder)}
+
+
+def _require_measured(name: str, top1: float | None) -> float:
+    if top1 is None:
         raise SpecError(
             f"{name}: there are no labelled images to compare students on; say --set val_split=NAME"
         )
-    return asdict(result) | {"seconds": _seconds(folder, time.monotonic() - began)}
+    return top1
 
 
-def _seconds(folder: Path, spent: float) -> float | None:
-    """How long a run took: kept beside it, for it may have been finished before. None where it was broken off."""
-    note, state = folder / "seconds.json", json.loads((folder / "checkpoint.json").read_text())
-    whole = all("step_ms" in entry for entry in state["history"])
-    if not note.exists():
-        note.write_text(json.dumps(spent if whole else None))
-    return json.loads(note.read_text())
+def _seconds(folder: Store) -> float | None:
+    """How long a run took, as noted beside it by who trained it from start to end; None where nobody did."""
+    try:
+        said = json.loads(folder.get(_NOTE, limit=100))
+    except (DamageError, ValueError):
+        return None
+    return said if isinstance(said, float) and 0 <= said < math.inf else None
 
 
 def _view_bytes(config: Config, cache: Cache) -> int:
@@ -162,7 +170,7 @@ def _rows(
     name: str, found: Sequence[tuple[int, Mapping[str, Any]]], base: Sequence[float] | None
 ) -> list[Row]:
     """A config's; of a student with exits, then one for each of them, and for the mean of their logits."""
-    student, seeds = load_student(found[0][1]["out"]), [seed for seed, _ in found]
+    student, seeds = checkpoint.load_student(found[0][1]["out"]), [seed for seed, _ in found]
     images = _images(student.input_spec["size"])  # pyright: ignore[reportArgumentType, reportIndexIssue]
     whole = cost(student, images)
     times = {key: _mean(one[key] for _, one in found) for key in ("step_ms", "seconds")}
@@ -199,18 +207,27 @@ def interval(values: Sequence[float]) -> float | None:
     """Half of Student's 95 % interval of the mean; None of one value."""
     if len(values) < 2:
         return None
-    t = _T975[len(values) - 2] if len(values) - 2 < len(_T975) else 1.96
-    return t * statistics.stdev(values) / math.sqrt(len(values))
+    return _t975(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+
+
+def _t975(freedom: int) -> float:
+    """Beyond the table the expansion of Cornish and Fisher (Abramowitz & Stegun 26.7.5), right to 1e-4."""
+    if freedom <= len(_T975):
+        return _T975[freedom - 1]
+    z, n = _Z975, freedom
+    return (
+        z
+        + (z**3 + z) / (4 * n)
+        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * n**2)
+        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * n**3)
+        + (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / (92160 * n**4)
+    )
 
 
 def _teacher(
-    factory: str, weights: str, config: Config, cache: Cache, source: Source, val: Source | None
+    factory: str, weights: str, classes: int, config: Config, cache: Cache, source: Source, val: Source | None
 ) -> Row:
-    from safetensors.torch import load_file
-
-    classes = len(cache.classes or ())
-    model = students.make(factory, classes)
-    model.load_state_dict(load_file(weights))
+    model = _loaded(factory, weights, classes)
     spec = cache.identity["teacher"]["input_spec"] | getattr(model, "input_spec", {})
     size = rendered(spec["size"])
     pairing = canary.pair(cache, source)
@@ -218,8 +235,20 @@ def _teacher(
         cache, source, validation.split(cache, source, pairing, val, config.val_limit), size
     )
     top1 = validation.accuracy(model, held, spec, torch.device("cpu"))
-    assert top1 is not None
-    return _row("teacher", [0], [top1], None, cost(model, _images(size)))
+    return _row("teacher", [0], [_require_measured("teacher", top1)], None, cost(model, _images(size)))
+
+
+def _loaded(factory: str, weights: str, classes: int) -> nn.Module:
+    model = students.make(factory, classes)
+    try:
+        model.load_state_dict(load_file(weights))
+    except (OSError, SafetensorError) as e:
+        raise SpecError(f"--beside: {weights} cannot be read as safetensors: {e}") from e
+    except RuntimeError as e:
+        raise MismatchError(
+            f"--beside: {weights} does not fit {factory} of {counted(classes, 'class')}: {' '.join(str(e).split())}"
+        ) from e
+    return model
 
 
 def _images(size: Sequence[int]) -> Tensor:
@@ -281,13 +310,12 @@ def table(rows: Sequence[Row]) -> str:
         )
         for one in lines
     ]
-    seeds = len(rows[0].top1)
-    note = f"{seeds} seeds, the same for all; gains over {rows[0].name} are paired, in points"
+    note = f"{counted(len(rows[0].top1), 'seed')}, the same for all; gains over {rows[0].name} are paired, in points"
     mixed = [f"{row.name}: approximate targets, {row.approximate}" for row in rows if row.approximate]
     return "\n".join([*(line.rstrip() for line in aligned), note, *mixed])
 
 
-def _write(rows: Sequence[Row], out: Path) -> None:
+def _write(rows: Sequence[Row], out: Store) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["name", *(h for h in asdict(rows[0]) if h not in ("name", "top1")), "seed", "top1"])
@@ -295,17 +323,17 @@ def _write(rows: Sequence[Row], out: Path) -> None:
         values = {k: v for k, v in asdict(row).items() if k not in ("name", "top1")}
         for seed, top1 in row.top1.items():
             writer.writerow([row.name, *values.values(), seed, top1])
-    (out / "compare.csv").write_text(text.getvalue())
-    (out / "compare.txt").write_text(table(rows) + "\n")
-    (out / "compare.json").write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
+    out.put("compare.csv", text.getvalue().encode())
+    out.put("compare.txt", f"{table(rows)}\n".encode())
+    out.put("compare.json", f"{json.dumps([asdict(row) for row in rows], indent=2)}\n".encode())
     try:
-        _draw(rows, out / "compare.png")
+        out.put("compare.png", _drawn(rows))
     except ImportError:
         say("no picture: pip install 'softcache-train[demo]' brings matplotlib")
 
 
-def _draw(rows: Sequence[Row], path: Path) -> None:
-    """Accuracies, a bar a row, with a dot a seed."""
+def _drawn(rows: Sequence[Row]) -> bytes:
+    """A PNG of the accuracies, a bar a row, with a dot a seed."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -322,4 +350,6 @@ def _draw(rows: Sequence[Row], path: Path) -> None:
     axes.set_xlabel("top-1, %; dots: seeds")
     axes.grid(axis="x", color="#e3e6e9", zorder=0)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path)
+    png = io.BytesIO()
+    figure.savefig(png, format="png")
+    return png.getvalue()

@@ -95,7 +95,7 @@ def _train(
     source: Source,
     val_source: Source | None,
 ) -> Result:
-    device, num_classes = team.device, _num_classes(config, cache)
+    device, num_classes = team.device, class_count(config, cache)
     torch.manual_seed(config.seed)
     student = students.make(config.student, num_classes).to(device)
     input_spec = cache.identity["teacher"]["input_spec"] | getattr(student, "input_spec", {})
@@ -284,7 +284,7 @@ def _target_source(config: Config, cache: Cache, device: torch.device) -> Target
     return CacheTargets(cache, config.targets)
 
 
-def _num_classes(config: Config, cache: Cache) -> int:
+def class_count(config: Config, cache: Cache) -> int:
     """How many classes the student tells apart: as many as the logits it learns from, or else as the cache has."""
     terms.require_targets(config.terms, cache)
     if config.approximate_mixing:
