@@ -124,6 +124,9 @@ def test_a_tapped_module_is_what_it_returned(kind: str, models):
 @every_kind
 def test_an_unknown_module_lists_those_it_has(kind: str, models):
     _, weights, _ = models(kind)
+    for name, codec in (("layer3.strength", "strength"), ("layer1.0.attention", "attention")):
+        with pytest.raises(TeacherError, match=f"no target '{name}': {name}={codec} is kept of the map "):
+            load(f"{kind}:resnet18", Options(weights=weights, taps=(name,)))
     with pytest.raises(TeacherError, match=r"no target 'layer5'.*did you mean 'layer\d'.*conv1.*layer1.*fc"):
         load(f"{kind}:resnet18", Options(weights=weights, taps=("layer5",)))
 

@@ -43,6 +43,7 @@ __all__ = [
     "gap_of",
     "is_attribution",
     "is_logits",
+    "made_of",
     "request",
     "requests",
     "taps",
@@ -250,6 +251,15 @@ class Target:
 def _tap(name: str, codec: Codec) -> str:
     """``p3.attention`` is of the map ``p3``, which may be asked for too; logits as ``head`` are of ``logits.head``."""
     return name.removesuffix(getattr(codec, "suffix", "")) + getattr(codec, "taken", "")
+
+
+def made_of(name: str, known: Iterable[str]) -> str:
+    """``": layer3.strength=strength is kept …"`` where ``name`` is what a codec makes of a ``known`` one; else nothing."""
+    for codec, cls in codecs.CODECS.items():
+        base = name.removesuffix(getattr(cls, "suffix", ""))
+        if base != name and base in known:
+            return f": {name}={codec} is kept of the map {base!r}"
+    return ""
 
 
 def taps(targets: Iterable[Request | Target]) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ import torch
 
 from softcache.errors import SoftcacheError, SpecError, TeacherError, nearest, suggest
 from softcache.identity import InputSpec, TeacherId
-from softcache.targets import gap_of, is_attribution
+from softcache.targets import gap_of, is_attribution, made_of
 from softcache.teachers import Options, constants_of, failure, input_spec, layouts_of, weights
 from softcache.teachers.classes import names_of
 from softcache.teachers.explained import explained
@@ -78,8 +78,9 @@ class ModuleTeacher:
             name = asked.removesuffix(".attribution") if asked in self._explained else asked
             if name not in self._modules or not name:
                 known = [n for n in self._modules if n and n.count(".") <= 1]
+                hint = made_of(name, self._modules) or suggest(name, known)
                 raise TeacherError(
-                    f"the teacher {self._name} has no target {asked!r}{suggest(name, known)}; it has {self.own} and its "
+                    f"the teacher {self._name} has no target {asked!r}{hint}; it has {self.own} and its "
                     f"modules: {', '.join(known[:30])}{', …' if len(known) > 30 else ''}"
                 )
 

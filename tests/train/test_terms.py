@@ -19,7 +19,7 @@ from softcache_train.taps import Seen, Tapped
 from torch import nn
 
 import softcache
-from softcache.errors import MismatchError, SpecError
+from softcache.errors import DamageError, MismatchError, SpecError
 
 OPTIONS = {"student": "toys:plain", "epochs": 2, "global_batch": 25, "lr": 0.01, "workers": 0}
 
@@ -138,6 +138,16 @@ def test_a_run_with_adapters_resumes_to_the_very_same_weights(mapped, source, tm
         assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+def test_a_checkpoint_that_lacks_what_an_objective_learned_is_damaged(mapped, source, tmp_path):
+    run(mapped, source, tmp_path, objectives=HINT, epochs=1)
+    path = tmp_path / "checkpoint.json"
+    state = json.loads(path.read_text())
+    del state["files"]["terms"]
+    path.write_text(json.dumps(state))
+    with pytest.raises(DamageError, match="names no terms file"):
+        run(mapped, source, tmp_path, objectives=HINT, epochs=1)
+
+
 def test_an_adapter_is_clipped_with_the_student(mapped, source, tmp_path, monkeypatch):
     seen = []
     clip = nn.utils.clip_grad_norm_
@@ -197,6 +207,11 @@ def test_layers_that_do_not_fit_are_named(mapped, source, tmp_path):
             "learns from feature map or embedding; the target 'logits' is a logits",
         ),
         ([{"regressed": {"target": "0", "student": "9"}}], "student has no module '9'"),
+        (
+            ["ce", {"rkd": {"target": "logits"}}],
+            "no module 'logits': say student: linear, or whichever module gives",
+        ),
+        (["own_exits"], "no module 'exit1': .* resnet8_exits and resnet20_exits"),
     ],
 )
 def test_what_the_cache_or_student_cannot_give_is_refused(mapped, source, tmp_path, asked, says):

@@ -134,7 +134,7 @@ def restore(
             f"the checkpoint in {store.root} does not fit the student "
             f"{state.config['student']!r}: {' '.join(str(e).split())}"
         ) from e
-    if terms is not None and "terms" in state.files:
+    if terms is not None and terms.state_dict():
         terms.load_state_dict(_tensors(store, state, "terms"))
     if optimizer is not None:
         slots: dict[int, dict[str, Tensor]] = {}

@@ -12,6 +12,11 @@ from torch import Tensor, nn
 
 from softcache.errors import MismatchError, SpecError, suggest
 
+HINTS = {
+    "logits": ": say student: linear, or whichever module gives its logits",
+    "exit1": ": students with exits are resnet8_exits and resnet20_exits; of one of your own, say student: and its modules",
+}
+
 
 @dataclass(frozen=True)
 class Seen:
@@ -35,8 +40,9 @@ class Tapped(nn.Module):
         for name in dict.fromkeys(names):
             if name not in modules or not name:
                 known = [n for n in modules if n]
+                hint = HINTS.get(name) or suggest(name, known)
                 raise SpecError(
-                    f"the student has no module {name!r}{suggest(name, known)}; it has {', '.join(known[:30])}"
+                    f"the student has no module {name!r}{hint}; it has {', '.join(known[:30])}"
                     + (", …" if len(known) > 30 else "")
                 )
             modules[name].register_forward_hook(self._keeper(name))
