@@ -203,6 +203,8 @@ def test_online_and_cached_training_agree(cache, source, tmp_path):
 def test_a_live_teacher_that_cannot_be_loaded(cache, source, tmp_path):
     with pytest.raises(TeacherError):
         run(cache, source, tmp_path, teacher="toys:no_such_teacher")
+    with pytest.raises(SpecError, match="leave --teacher out"):
+        run(cache, source, tmp_path, teacher="toys:teacher_factory", objectives=["ce"])
 
 
 # -- validation ------------------------------------------------------------------------------------

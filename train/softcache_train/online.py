@@ -49,8 +49,10 @@ def load(
 ) -> LiveTeacher:
     """The teacher, or several as one, that ``build-cache --teacher`` would load, fed as the cache's teacher was.
 
-    Raises :class:`TeacherError`; :class:`SpecError` for several caches.
+    Raises :class:`TeacherError`; :class:`SpecError` for several caches, and where there are no ``targets``.
     """
+    if not targets:
+        raise SpecError("no objective of this config learns from a teacher: leave --teacher out")
     if isinstance(cache, Combined):
         raise SpecError("a live teacher stands in for one cache: name one --cache, or leave --teacher out")
     from softcache.teachers.ensemble import assemble
