@@ -184,5 +184,5 @@ def test_a_cache_without_the_head_says_how_to_add_it(build, source, tmp_path):
 
 
 def test_two_heads_are_refused():
-    with pytest.raises(SpecError, match=r"learns from one target, not from 0\.logits, 1\.logits"):
+    with pytest.raises(SpecError, match=r"learns from 1 target, not from 0\.logits, 1\.logits"):
         configs.check(asked(target=["0.logits", "1.logits"]))
