@@ -126,7 +126,9 @@ class Objective(BaseModel):
                 TypeAdapter(wanted, config=ConfigDict(strict=True)).validate_python(value)
             except ValidationError:
                 said = getattr(wanted, "__name__", wanted)
-                word = " (1e-6 is a word in YAML: 1.0e-6)" if wanted is float and isinstance(value, str) else ""
+                word = (
+                    " (1e-6 is a word in YAML: 1.0e-6)" if wanted is float and isinstance(value, str) else ""
+                )
                 raise ValueError(f"{self.name}: {key} is of type {said}, not {value!r}{word}") from None
         return self
 
